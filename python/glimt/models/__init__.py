@@ -1,0 +1,1 @@
+"""Mathematics of the models: one definition each; nothing here knows of loading, sampling or devices."""
