@@ -1,0 +1,166 @@
+"""The rules a request is held to. Every rule is run; all that fail are reported in one error."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import Any
+
+from glimt.errors import RequestError
+from glimt.images import check_image
+from glimt.request import MAX_SEED, SOLVERS, Card, GenerateRequest, ResolvedRequest
+from glimt.shapes import nearest_sizes, round_frames
+from glimt.suggest import did_you_mean
+
+_MODEL_DEFAULTS = (
+    "height",
+    "width",
+    "num_frames",
+    "fps",
+    "num_inference_steps",
+    "guidance_scale",
+    "solver",
+    "shift",
+)
+_FLOATS = ("fps", "guidance_scale", "guidance_scale_2", "shift")
+
+
+def check_request(request: GenerateRequest, card: Card) -> ResolvedRequest:
+    """See :meth:`glimt.request.GenerateRequest.resolve`."""
+    values = {field.name: getattr(request, field.name) for field in fields(request)}
+    for name in _MODEL_DEFAULTS:
+        if values[name] is None:
+            values[name] = getattr(card, name)
+    problems = [
+        *_text_problems(values),
+        *_shape_problems(values, card),
+        *_number_problems(values),
+        *_solver_problems(values["solver"]),
+        *_expert_problems(values, card),
+        *_image_problems(values, card),
+    ]
+    if problems:
+        raise RequestError(*problems)
+    if card.boundary_ratio is not None and values["guidance_scale_2"] is None:
+        # The model's own second scale belongs to its own first one: a caller who sets the first means both.
+        default = card.guidance_scale_2 if request.guidance_scale is None else None
+        values["guidance_scale_2"] = values["guidance_scale"] if default is None else default
+    for name in _FLOATS:
+        values[name] = None if values[name] is None else float(values[name])
+    return ResolvedRequest(**values)
+
+
+def _text_problems(values: dict[str, Any]) -> Iterator[str]:
+    for name in ("prompt", "negative_prompt"):
+        text = values[name]
+        if not isinstance(text, str):
+            yield f"{name}: a {type(text).__name__} is not text"
+            continue
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            yield f"{name}: character {error.start} cannot be encoded as UTF-8 (a lone surrogate)"
+    if isinstance(values["prompt"], str) and not values["prompt"].strip():
+        yield "prompt: empty; say what is to be seen"
+
+
+def _shape_problems(values: dict[str, Any], card: Card) -> Iterator[str]:
+    scale_t, scale_s = card.scale_factor_temporal, card.scale_factor_spatial
+    frames = values["num_frames"]
+    if not _whole(frames):
+        yield f"num_frames: {frames!r} is not a whole number"
+    elif len(legal := round_frames(frames, scale_t)) > 1 or frames < 1:
+        yield f"num_frames: {frames} is not {scale_t}n + 1; nearest: {_either(legal)}"
+    for name, patch in (("height", card.patch[1]), ("width", card.patch[2])):
+        size, multiple = values[name], scale_s * patch
+        if not _whole(size):
+            yield f"{name}: {size!r} is not a whole number of pixels"
+        elif nearest_sizes(size, multiple) != (size,):
+            yield (
+                f"{name}: {size} is not a positive multiple of {multiple}; "
+                f"nearest: {_either(nearest_sizes(size, multiple))}"
+            )
+
+
+def _number_problems(values: dict[str, Any]) -> Iterator[str]:
+    steps, count, previews = (values[n] for n in ("num_inference_steps", "num_videos_per_prompt", "preview_every"))
+    if not _whole(steps) or not 1 <= steps <= 1000:
+        yield f"num_inference_steps: {steps!r} is not a whole number from 1 to 1000{_clamped(steps, 1, 1000)}"
+    if not _whole(count) or count < 1:
+        yield f"num_videos_per_prompt: {count!r} is not a whole number of at least 1{_clamped(count, 1, None)}"
+    if not _whole(previews) or previews < 0:
+        yield f"preview_every: {previews!r} is not a whole number of at least 0 (0: no previews)"
+    last = MAX_SEED - (count - 1 if _whole(count) and 1 <= count <= MAX_SEED else 0)
+    if not _whole(values["seed"]) or not 0 <= values["seed"] <= last:
+        yield f"seed: {values['seed']!r} is not a whole number from 0 to {last}{_clamped(values['seed'], 0, last)}"
+    if not _finite(values["fps"]) or not 0 < values["fps"] <= 240:
+        yield f"fps: {values['fps']!r} is not a number above 0 and at most 240"
+    if not _finite(values["shift"]) or values["shift"] <= 0:
+        yield f"shift: {values['shift']!r} is not a finite number above 0"
+    for name in ("guidance_scale", "guidance_scale_2"):
+        scale = values[name]
+        if name == "guidance_scale_2" and scale is None:
+            continue
+        if not _finite(scale) or scale < 0:
+            yield f"{name}: {scale!r} is not a finite number of at least 0 (1 or less: no guidance)"
+
+
+def _solver_problems(solver: object) -> Iterator[str]:
+    if solver not in SOLVERS:
+        near = did_you_mean(solver, SOLVERS) if isinstance(solver, str) else ""
+        yield f"solver: {solver!r} is not one of {', '.join(map(repr, SOLVERS))}{near}"
+
+
+def _expert_problems(values: dict[str, Any], card: Card) -> Iterator[str]:
+    if card.boundary_ratio is None and values["guidance_scale_2"] is not None:
+        yield f"guidance_scale_2: {card.name} has one transformer; leave this out and use guidance_scale"
+
+
+def _image_problems(values: dict[str, Any], card: Card) -> Iterator[str]:
+    takes, needs = accepted_images(card)
+    for name in ("image", "last_image"):
+        if values[name] is not None and name not in takes:
+            yield f"{name}: {card.name} ({card.variant}) takes no {name.replace('_', ' ')}; leave it out"
+        elif values[name] is None and name in needs:
+            yield f"{name}: missing; {card.name} ({card.variant}) starts from one: a path, a PIL image or an array"
+        elif values[name] is not None:
+            yield from (f"{name}: {problem}" for problem in check_image(values[name]))
+    if values["last_image"] is not None and values["image"] is None and "image" not in needs:
+        yield "image: missing; last_image is used together with image"
+    if values["last_image"] is not None and values["num_frames"] == 1:
+        yield "num_frames: 1 leaves no room for last_image; use 5 or more"
+
+
+def accepted_images(card: Card) -> tuple[frozenset[str], frozenset[str]]:
+    """Names of the image fields a model takes, and of those it cannot do without."""
+    both = frozenset({"image", "last_image"})
+    first = frozenset({"image"})
+    if card.variant == "flf2v":
+        return both, both
+    if card.variant in ("i2v", "i2v-a14b"):
+        return both, first
+    return (first, frozenset()) if card.expand_timesteps else (frozenset(), frozenset())
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _finite(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    try:
+        return math.isfinite(float(value))
+    except OverflowError:
+        return False
+
+
+def _either(values: tuple[int, ...]) -> str:
+    return " or ".join(str(value) for value in values)
+
+
+def _clamped(value: object, low: int, high: int | None) -> str:
+    if not isinstance(value, int) or isinstance(value, bool):
+        return ""
+    return f"; nearest: {low if value < low else high if high is not None and value > high else value}"

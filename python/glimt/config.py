@@ -1,0 +1,105 @@
+"""How an engine runs, fixed when it is loaded."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from glimt.errors import RequestError
+from glimt.suggest import did_you_mean
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+BACKENDS = ("eager",)
+QUALITIES = ("exact", "equivalent", "lossy")
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Settings of an engine; frozen, and checked as a whole when made.
+
+    Attributes:
+        device: ``auto`` (CUDA where there is one, else the CPU), ``cpu``, ``cuda`` or ``cuda:<index>``.
+        dtype: arithmetic of the networks. ``auto`` is float32 on a CPU and bfloat16 on CUDA; latents stay float32.
+        backend: how modules are run.
+        quality: the loosest class of optimization allowed: ``exact`` (bits as eager), ``equivalent`` (within the
+            numerics budget) or ``lossy`` (may change the picture).
+        memory_budget_bytes: the most memory a request may be planned to need; ``None`` is what the machine has free.
+        strict: a fallback to another implementation is an error, not a note in the report.
+        offline: ``True`` never touches the network, ``None`` follows ``HF_HUB_OFFLINE``.
+        allow_pickle: accept checkpoints stored as pickles, which can run code of whoever wrote them.
+
+    Raises:
+        RequestError: naming every field that is wrong.
+    """
+
+    device: str = "auto"
+    dtype: str = "auto"
+    backend: str = "eager"
+    quality: str = "equivalent"
+    memory_budget_bytes: int | None = None
+    strict: bool = False
+    offline: bool | None = None
+    allow_pickle: bool = False
+
+    def __post_init__(self) -> None:
+        problems = [problem for problem in self._problems() if problem]
+        if problems:
+            raise RequestError(*problems)
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> EngineConfig:
+        """A configuration from names and values; an unknown name is an error with the names near it."""
+        known = {field.name for field in fields(cls)}
+        unknown = [f"{name}: no such setting{did_you_mean(str(name), known)}" for name in values if name not in known]
+        try:
+            config = cls(**{name: value for name, value in values.items() if name in known})
+        except RequestError as error:
+            raise RequestError(*unknown, *error.problems) from None
+        if unknown:
+            raise RequestError(*unknown)
+        return config
+
+    def override(self, **changes: Any) -> EngineConfig:
+        """This configuration with some settings changed; checked like a new one."""
+        return EngineConfig.from_mapping({**asdict(self), **changes}) if changes else replace(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def _problems(self) -> list[str]:
+        return [
+            _check_device(self.device),
+            _check_choice("dtype", self.dtype, DTYPES),
+            _check_choice("backend", self.backend, BACKENDS),
+            _check_choice("quality", self.quality, QUALITIES),
+            _check_budget(self.memory_budget_bytes),
+            _check_flag("strict", self.strict),
+            "" if self.offline is None else _check_flag("offline", self.offline),
+            _check_flag("allow_pickle", self.allow_pickle),
+        ]
+
+
+def _check_device(value: object) -> str:
+    if isinstance(value, str) and re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
+        return ""
+    near = did_you_mean(value, ("auto", "cpu", "cuda")) if isinstance(value, str) else ""
+    return f"device: {value!r} is not one of 'auto', 'cpu', 'cuda', 'cuda:<index>'{near}"
+
+
+def _check_choice(field: str, value: object, choices: tuple[str, ...]) -> str:
+    if isinstance(value, str) and value in choices:
+        return ""
+    near = did_you_mean(value, choices) if isinstance(value, str) else ""
+    return f"{field}: {value!r} is not one of {', '.join(map(repr, choices))}{near}"
+
+
+def _check_budget(value: object) -> str:
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
+        return ""
+    return f"memory_budget_bytes: {value!r} is not a positive whole number of bytes (or None for what is free)"
+
+
+def _check_flag(field: str, value: object) -> str:
+    return "" if isinstance(value, bool) else f"{field}: {value!r} is not True or False"

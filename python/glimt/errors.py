@@ -1,0 +1,68 @@
+"""The errors glimt raises: each says what was asked, what was found, and what to do.
+
+Bad input is reported whole: ``problems`` lists every one of them, and ``str(error)`` prints the list.
+"""
+
+from __future__ import annotations
+
+
+class GlimtError(Exception):
+    """Base of all errors of this package.
+
+    Args:
+        problems: one sentence or more; at least one.
+    """
+
+    problems: tuple[str, ...]
+
+    def __init__(self, *problems: str) -> None:
+        if not problems:
+            raise TypeError(f"{type(self).__name__} needs at least one problem to report")
+        super().__init__(*problems)
+        self.problems = tuple(str(problem) for problem in problems)
+
+    def __str__(self) -> str:
+        if len(self.problems) == 1:
+            return self.problems[0]
+        return "\n".join([f"{len(self.problems)} problems:", *(f"  - {problem}" for problem in self.problems)])
+
+
+class RequestError(GlimtError):
+    """A request or a configuration that cannot be run. Each problem reads ``field: what is wrong; what is legal``."""
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Names of the fields at fault, in the order reported, each once."""
+        return tuple(dict.fromkeys(problem.split(":", 1)[0] for problem in self.problems))
+
+
+class CheckpointError(GlimtError):
+    """A checkpoint whose folder, keys, shapes, dtypes or bytes are not what they should be."""
+
+
+class MemoryBudgetError(GlimtError):
+    """A request whose planned peak is above the memory budget; says what would fit."""
+
+
+class NonFiniteError(GlimtError):
+    """NaN, infinity, or flat latents in the middle of a run; names the stage, the step and what to do."""
+
+
+class OutputError(GlimtError):
+    """A result that cannot be written: no permission, no such folder, no space."""
+
+
+class MissingDependencyError(GlimtError):
+    """An optional package that is not installed.
+
+    Args:
+        package: name of the missing package, as it is installed.
+        purpose: what it is needed for, as in "write mp4 files".
+        install: the command that installs it; ``pip install <package>`` when not given.
+    """
+
+    def __init__(self, package: str, purpose: str, install: str = "") -> None:
+        self.package = package
+        self.install = install or f"pip install {package}"
+        super().__init__(f"{package} is needed to {purpose} and is not installed; run: {self.install}")
+        self.args = (package, purpose, self.install)  # so that the error survives pickling
