@@ -138,7 +138,9 @@ def accepted_images(card: Card) -> tuple[frozenset[str], frozenset[str]]:
     first = frozenset({"image"})
     if card.variant == "flf2v":
         return both, both
-    if card.variant in ("i2v", "i2v-a14b"):
+    if card.variant == "i2v":  # its CLIP branch has room for one image
+        return first, first
+    if card.variant == "i2v-a14b":
         return both, first
     return (first, frozenset()) if card.expand_timesteps else (frozenset(), frozenset())
 
