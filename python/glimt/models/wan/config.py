@@ -8,11 +8,13 @@ Diffusers' own bookkeeping).
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
+
+from glimt.errors import CheckpointError
+from glimt.suggest import did_you_mean
 
 C = TypeVar("C", "WanTransformerConfig", "WanVaeConfig")
 
@@ -107,9 +109,7 @@ def _from_dict(cls: type[C], what: str, values: Mapping[str, Any]) -> C:
     problems = []
     for key in given:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=3)
-            hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
-            problems.append(f"unknown key {key!r}{hint}")
+            problems.append(f"unknown key {key!r}{did_you_mean(key, known)}")
     _refuse(what, problems)
     return cls(**given)
 
@@ -120,9 +120,7 @@ def _freeze(value: Any) -> Any:
 
 def _refuse(what: str, problems: list[str]) -> None:
     if problems:
-        from glimt.errors import CheckpointError
-
-        raise CheckpointError([f"{what} config: {problem}" for problem in problems])
+        raise CheckpointError(*(f"{what} config: {problem}" for problem in problems))
 
 
 def _is_size(value: object) -> bool:
