@@ -47,7 +47,7 @@ _HOME = {
     "MissingDependencyError": "glimt.errors",
 }
 
-__all__ = list(_HOME) + ["__version__"]
+__all__ = list(_HOME)
 
 
 def __getattr__(name: str) -> Any:
@@ -67,4 +67,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted([*_HOME, "__version__"])

@@ -5,21 +5,26 @@ Bad input is reported whole: ``problems`` lists every one of them, and ``str(err
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 class GlimtError(Exception):
     """Base of all errors of this package.
 
     Args:
-        problems: one sentence or more; at least one.
+        problems: one sentence or more, at least one; sentences and lists of sentences alike.
     """
 
     problems: tuple[str, ...]
 
-    def __init__(self, *problems: str) -> None:
-        if not problems:
+    def __init__(self, *problems: str | Iterable[str]) -> None:
+        found: list[str] = []
+        for problem in problems:
+            found.extend([problem] if isinstance(problem, str) else map(str, problem))
+        if not found:
             raise TypeError(f"{type(self).__name__} needs at least one problem to report")
-        super().__init__(*problems)
-        self.problems = tuple(str(problem) for problem in problems)
+        super().__init__(*found)
+        self.problems = tuple(found)
 
     def __str__(self) -> str:
         if len(self.problems) == 1:

@@ -75,7 +75,7 @@ def check_image(source: ImageFile | ImagePixels | BadImage) -> list[str]:
             return []
         return [f"{len(source.rgb)} bytes do not make an RGB image of {source.width}x{source.height}"]
     try:
-        with open(source.path, "rb") as file:
+        with Path(source.path).open("rb") as file:
             head = file.read(16)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)

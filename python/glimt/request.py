@@ -122,10 +122,7 @@ class GenerateRequest:
         if "prompt" not in given:
             problems.append("prompt: missing")
         for name in ("image", "last_image"):
-            try:
-                given[name] = image_from_dict(given.get(name))
-            except RequestError as error:
-                problems.extend(f"{name}: {problem}" for problem in error.problems)
+            given[name] = _recorded_image(name, given.get(name), problems)
         if problems:
             raise RequestError(*problems)
         return cls(**given)
@@ -139,6 +136,14 @@ class GenerateRequest:
         from glimt.check import check_request  # the rules live apart; they import this module's names
 
         return check_request(self, card)
+
+
+def _recorded_image(name: str, value: Any, problems: list[str]) -> Any:
+    try:
+        return image_from_dict(value)
+    except RequestError as error:
+        problems.extend(f"{name}: {problem}" for problem in error.problems)
+        return None
 
 
 @dataclass(frozen=True)

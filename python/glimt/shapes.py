@@ -1,7 +1,7 @@
 """Sizes as typed values: pixels, latents and tokens of one clip, and the nearest legal sizes.
 
-A causal video VAE keeps the first frame by itself: ``f = 1 + (F - 1) / scale_t``, ``h = H / scale_s``, ``w = W / scale_s``;
-the transformer's patches ``(pt, ph, pw)`` then give a token grid ``(f / pt, h / ph, w / pw)``.
+A causal video VAE keeps the first frame by itself: ``f = 1 + (F - 1) / scale_t``, ``h = H / scale_s`` and
+``w = W / scale_s``; the transformer's patches ``(pt, ph, pw)`` then give a token grid ``(f / pt, h / ph, w / pw)``.
 """
 
 from __future__ import annotations

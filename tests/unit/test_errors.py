@@ -26,6 +26,7 @@ def test_every_problem_is_printed(kind: type[errors.GlimtError]) -> None:
     assert error.problems == ("height: bad", "width: worse")
     assert all(problem in str(error) for problem in error.problems)
     assert str(kind("only this")) == "only this"
+    assert kind(["a", "b"], "c").problems == ("a", "b", "c")
 
 
 @pytest.mark.parametrize("kind", PLAIN)
@@ -37,6 +38,8 @@ def test_errors_survive_pickling(kind: type[errors.GlimtError]) -> None:
 def test_an_error_without_a_problem_is_refused() -> None:
     with pytest.raises(TypeError):
         errors.GlimtError()
+    with pytest.raises(TypeError):
+        errors.GlimtError([])
 
 
 def test_a_missing_package_says_how_to_install_it() -> None:

@@ -83,13 +83,13 @@ def test_near_frame_counts(frames: int, near: str) -> None:
 @pytest.mark.parametrize("value", [True, 33.0, "33", None.__class__])
 def test_counts_must_be_whole_numbers(value: Any) -> None:
     names = ("num_frames", "height", "width", "num_inference_steps", "seed", "num_videos_per_prompt", "preview_every")
-    assert fields_at_fault(GenerateRequest("x", **{name: value for name in names})) == set(names)
+    assert fields_at_fault(GenerateRequest("x", **dict.fromkeys(names, value))) == set(names)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, "5", True, 10**400])
 def test_numbers_must_be_finite(value: Any) -> None:
     names = ("guidance_scale", "guidance_scale_2", "shift", "fps")
-    assert fields_at_fault(GenerateRequest("x", **{name: value for name in names}), EXPERTS) == set(names)
+    assert fields_at_fault(GenerateRequest("x", **dict.fromkeys(names, value)), EXPERTS) == set(names)
 
 
 @pytest.mark.parametrize("prompt", ["", "   ", "\n\t", None, 5, "\ud800"])
@@ -134,8 +134,14 @@ def test_images_where_they_do_not_belong(card: StubCard, first: Any, last: Any, 
 
 @pytest.mark.parametrize(
     "card, first, last",
-    [(TI2V, None, None), (TI2V, PICTURE, None), (I2V, PICTURE, None), (FLF2V, PICTURE, PICTURE)]
-    + [(I2V_EXPERTS, PICTURE, None), (I2V_EXPERTS, PICTURE, PICTURE)],
+    [
+        (TI2V, None, None),
+        (TI2V, PICTURE, None),
+        (I2V, PICTURE, None),
+        (FLF2V, PICTURE, PICTURE),
+        (I2V_EXPERTS, PICTURE, None),
+        (I2V_EXPERTS, PICTURE, PICTURE),
+    ],
 )
 def test_images_where_they_belong(card: StubCard, first: Any, last: Any) -> None:
     GenerateRequest("x", image=first, last_image=last).resolve(card)
@@ -202,7 +208,7 @@ def test_a_recorded_picture_that_changed_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(20))
     record = GenerateRequest("x", image=path).to_dict()
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(21))
-    with pytest.raises(RequestError, match="image: .* has changed"):
+    with pytest.raises(RequestError, match=r"image: .* has changed"):
         GenerateRequest.from_dict(record)
 
 
@@ -235,7 +241,7 @@ REQUESTS = st.builds(
     preview_every=NUMBERS,
 )
 CARDS = st.sampled_from([T2V, TI2V, I2V, FLF2V, EXPERTS, I2V_EXPERTS])
-LEGAL = {
+LEGAL: dict[str, Any] = {
     "prompt": "x", "negative_prompt": "", "seed": 0, "num_videos_per_prompt": 1, "preview_every": 0,
     "image": None, "last_image": None,
 }  # fmt: skip
