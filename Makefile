@@ -1,0 +1,81 @@
+# make demo   from a prompt to demo.mp4, on a machine that has only Python >= 3.10 and a C++17 compiler
+# make test   everything that a change must pass
+# make format what `make test` would complain of, where a tool can mend it
+#
+# PYTHON=python3.12      the interpreter that makes .venv
+# PIP_ARGS="..."         more for pip, such as --index-url of PyTorch's CPU builds (PyPI's bring CUDA along)
+# PROMPT="..."           what `make demo` draws
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+PIP_ARGS ?=
+PROMPT ?= a red ball rolls left over a green floor
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(PIP_ARGS) -c constraints.txt
+
+# What the installed package is made of; Python sources are not among it, the install is editable.
+NATIVE := $(shell find csrc cmake kernels -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.cmake')
+INSTALL_INPUTS := pyproject.toml constraints.txt CMakeLists.txt $(NATIVE)
+FORMATTED := $(filter-out %.cmake,$(NATIVE))
+
+.PHONY: help demo test lint unit format clean
+
+help:
+	@sed -n 's/^# \{0,1\}//p' Makefile | sed '/^$$/q'
+
+# ---- environment -----------------------------------------------------------------------------------------------------
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	    { echo "glimt needs Python >= 3.10; $(PYTHON) is $$($(PYTHON) --version). Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@echo "making $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV)
+
+# PyTorch first and alone: nothing else may then pull another build of it.
+$(VENV)/.stamp-torch: constraints.txt | $(BIN)/python
+	@echo "installing PyTorch and the build tools (minutes, the first time)"
+	@$(PIP) torch numpy
+	@$(PIP) scikit-build-core nanobind cmake ninja
+	@touch $@
+
+$(VENV)/.stamp-install: $(INSTALL_INPUTS) $(VENV)/.stamp-torch
+	@echo "building and installing glimt"
+	@$(PIP) --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.stamp-test: $(INSTALL_INPUTS) $(VENV)/.stamp-torch
+	@echo "building and installing glimt with what its tests need"
+	@$(PIP) --no-build-isolation -e '.[test,oracle,judge,train]'
+	@touch $@ $(VENV)/.stamp-install
+
+# ---- what people ask for ---------------------------------------------------------------------------------------------
+
+# Timed around a second make, so that the environment's share is told apart from the request's.
+demo:
+	@start=$$(date +%s); $(MAKE) --no-print-directory $(VENV)/.stamp-install; ready=$$(date +%s); \
+	$(BIN)/glimt generate "$(PROMPT)" -o demo.mp4; end=$$(date +%s); \
+	echo "environment $$((ready - start)) s, request with start-up $$((end - ready)) s"; \
+	echo "$(CURDIR)/demo.mp4"
+
+test: lint unit
+
+lint: $(VENV)/.stamp-test
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --quiet --check --diff .
+	@$(BIN)/clang-format --dry-run -Werror $(FORMATTED)
+	@$(BIN)/mypy --no-error-summary
+
+unit: $(VENV)/.stamp-test
+	@$(BIN)/python -m pytest -q
+
+format: $(VENV)/.stamp-test
+	@$(BIN)/ruff check --quiet --fix .
+	@$(BIN)/ruff format --quiet .
+	@$(BIN)/clang-format -i $(FORMATTED)
+
+clean:
+	@rm -rf build demo.mp4 .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,1 @@
+"""Kernels of glimt, usable and measurable without the engine."""
