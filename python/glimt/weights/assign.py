@@ -1,0 +1,192 @@
+"""Checkpoint tensors into a module that was built without memory: strict, streaming, every mismatch in one error."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from glimt.errors import CheckpointError
+from glimt.suggest import did_you_mean
+from glimt.weights.header import TensorEntry, shorten
+from glimt.weights.reader import TensorSource, is_readable
+
+_NAMED = 12  # names listed per kind of problem before they are only counted
+
+
+class _MetaParameters(TorchFunctionMode):
+    """Sends what parameters are made with to the meta device; small tables (``arange``, ``tensor``) stay real."""
+
+    _MAKERS = frozenset(
+        {torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.randint, torch.empty_strided}
+    )
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func in self._MAKERS and kwargs.get("device") is None:
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)
+
+
+def meta_parameters() -> AbstractContextManager[object]:
+    """A context in which modules are built with parameters that take no memory, for :func:`load_into` to fill.
+
+    Unlike ``torch.device("meta")`` it leaves buffers computed from ``arange`` or constants real: they are in no file.
+    """
+    return _MetaParameters()
+
+
+def load_into(
+    module: nn.Module,
+    source: TensorSource,
+    *,
+    what: str,
+    names: Mapping[str, str] | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    keep_in_fp32: Collection[str] = (),
+    ignore: Collection[str] = (),
+) -> nn.Module:
+    """Give every parameter and persistent buffer of ``module`` its tensor of ``source``; returns the module.
+
+    Args:
+        module: built under :func:`meta_parameters` (or anything whose tensors may be replaced).
+        what: how errors call the component, as in ``"transformer"``.
+        names: module's name of each tensor by its name in the file; names not in it are the same in both.
+        dtype: of floating tensors; None keeps the file's. Equal dtypes on the CPU are not copied.
+        keep_in_fp32: a floating tensor with one of these among the dotted parts of its name becomes float32.
+        ignore: a tensor of the file with one of these among the dotted parts of its name may be extra.
+
+    Raises:
+        CheckpointError: missing, extra, mis-shaped tensors and unreadable dtypes in one error; after that, when all
+            fits, one error that names every tensor with NaN or infinity.
+    """
+    slots = _slots(module)
+    given, problems = _renamed(source.entries, names or {})
+    chosen, misfits = _match(slots, given, ignore)
+    if problems := [*problems, *misfits, *([] if misfits else _tie_problems(slots, given, source))]:
+        raise CheckpointError(*(f"{what}: {problem}" for problem in problems))
+    broken: list[str] = []
+    for group, entry in chosen:
+        tensor = source.tensor(entry.name)
+        if has_nonfinite(tensor):
+            broken.append(f"tensor {entry.name!r} has NaN or infinite values")
+        target = _target_dtype(group[0], tensor, dtype, keep_in_fp32)
+        _assign(module, group, tensor.to(device=device, dtype=target))
+        del tensor
+        source.release(entry.name)
+    broken += [f"{name!r} is in no file and not computed by the module" for name in _left_on_meta(module)]
+    if broken:
+        raise CheckpointError(*(f"{what}: {problem}" for problem in shorten(broken, _NAMED)))
+    return module
+
+
+def has_nonfinite(tensor: Tensor) -> bool:
+    """Whether a tensor holds NaN or infinity; one pass at memory speed, as both survive minimum and maximum."""
+    if tensor.numel() == 0 or not tensor.is_floating_point():
+        return False
+    low, high = torch.aminmax(tensor)
+    return not (bool(torch.isfinite(low)) and bool(torch.isfinite(high)))
+
+
+def _slots(module: nn.Module) -> dict[tuple[str, ...], Tensor]:
+    """The tensors that a state dict of the module has, each with all its names (tied weights have several)."""
+    names: dict[int, list[str]] = {}
+    tensors: dict[int, Tensor] = {}
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        names.setdefault(id(tensor), []).append(name)
+        tensors[id(tensor)] = tensor
+    return {tuple(group): tensors[key] for key, group in names.items()}
+
+
+def _renamed(entries: Mapping[str, TensorEntry], names: Mapping[str, str]) -> tuple[dict[str, TensorEntry], list[str]]:
+    given: dict[str, TensorEntry] = {}
+    problems: list[str] = []
+    for name, entry in entries.items():
+        known = given.setdefault(names.get(name, name), entry)
+        if known is not entry:
+            problems.append(f"tensors {known.name!r} and {name!r} are two names of one tensor of the model")
+    return given, shorten(problems, _NAMED)
+
+
+def _tie_problems(
+    slots: Iterable[tuple[str, ...]], given: Mapping[str, TensorEntry], source: TensorSource
+) -> list[str]:
+    """Tensors that the model shares must be equal where the file has them under several names."""
+    problems = []
+    for group in slots:
+        first, *others = [given[name].name for name in group if name in given] or [""]
+        for other in others:
+            if not torch.equal(source.tensor(first), source.tensor(other)):
+                problems.append(f"tensors {first!r} and {other!r} are one in the model and differ in the file")
+            source.release(other)
+    return shorten(problems, _NAMED)
+
+
+def _match(
+    slots: Mapping[tuple[str, ...], Tensor], given: Mapping[str, TensorEntry], ignore: Collection[str]
+) -> tuple[list[tuple[tuple[str, ...], TensorEntry]], list[str]]:
+    chosen = [(group, given[name]) for group in slots for name in group if name in given]
+    wanted = {name for group in slots for name in group}
+    missing = [group[0] for group in slots if not any(name in given for name in group)]
+    extra = [name for name in given if name not in wanted and not _has_part(name, ignore)]
+    wrong = [text for group, entry in chosen if (text := _misfit(group, entry, slots[group]))]
+    return list(dict(chosen).items()), [
+        *_report("missing", missing, len(slots), extra),
+        *_report("extra", [given[name].name for name in extra], len(given), ()),
+        *shorten(wrong, _NAMED),
+    ]
+
+
+def _report(kind: str, names: list[str], of: int, candidates: Iterable[str]) -> list[str]:
+    if not names:
+        return []
+    near = list(candidates)[:400]  # comparing names is quadratic; more of them would take seconds
+    listed = [f"tensor {name!r} is {kind}{did_you_mean(name, near)}" for name in names[: _NAMED + 1]]
+    if len(names) > _NAMED + 1:
+        return [*listed[:_NAMED], f"{len(names) - _NAMED} more tensors are {kind} ({len(names)} of {of} in all)"]
+    return listed
+
+
+def _misfit(group: tuple[str, ...], entry: TensorEntry, slot: Tensor) -> str:
+    if entry.shape != tuple(slot.shape):
+        return f"tensor {entry.name!r} has shape {list(entry.shape)} in the file, {list(slot.shape)} in the model"
+    if not is_readable(entry.dtype):
+        return f"tensor {entry.name!r} is stored as {entry.dtype}, which cannot be read; use BF16, F16 or F32"
+    if slot.is_floating_point() != (entry.dtype in ("F16", "BF16", "F32", "F64")):
+        return f"tensor {entry.name!r} is stored as {entry.dtype}, the model has {str(slot.dtype).split('.')[-1]}"
+    return ""
+
+
+def _has_part(name: str, parts: Collection[str]) -> bool:
+    return any(part in parts for part in name.split("."))
+
+
+def _target_dtype(name: str, tensor: Tensor, dtype: torch.dtype | None, keep_in_fp32: Collection[str]) -> torch.dtype:
+    if not tensor.is_floating_point():
+        return tensor.dtype
+    if _has_part(name, keep_in_fp32):
+        return torch.float32
+    return dtype or tensor.dtype
+
+
+def _assign(module: nn.Module, group: tuple[str, ...], tensor: Tensor) -> None:
+    parameter = nn.Parameter(tensor, requires_grad=False)  # one object for all names: ties stay ties
+    for name in group:
+        path, _, leaf = name.rpartition(".")
+        owner = module.get_submodule(path)
+        if leaf in owner._parameters:
+            owner._parameters[leaf] = parameter
+        else:
+            owner._buffers[leaf] = tensor
+
+
+def _left_on_meta(module: nn.Module) -> list[str]:
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    return [name for name, tensor in tensors if tensor.is_meta]
