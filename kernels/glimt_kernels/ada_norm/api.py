@@ -1,0 +1,157 @@
+"""ada_norm: LayerNorm with a modulation from the timestep, alone or after adding a gated branch to the stream."""
+
+from __future__ import annotations
+
+from typing import overload
+
+import torch
+from torch import Tensor
+
+from glimt_kernels.ada_norm import native, reference
+from glimt_kernels.dispatch import Candidate, define
+
+
+@overload
+def ada_norm(
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    eps: float,
+    gate: None = None,
+    residual: None = None,
+    *,
+    impl: str | None = None,
+) -> Tensor: ...
+@overload
+def ada_norm(
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    eps: float,
+    gate: Tensor | None,
+    residual: Tensor,
+    *,
+    impl: str | None = None,
+) -> tuple[Tensor, Tensor]: ...
+def ada_norm(
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    eps: float,
+    gate: Tensor | None = None,
+    residual: Tensor | None = None,
+    *,
+    impl: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """``(x - mean) / sqrt(var + eps) * (1 + scale) + shift`` over the last axis (``var`` biased).
+
+    With ``residual``, ``x`` is the output of a branch, and what is normalized is the residual stream after it,
+    ``stream = residual + gate * x`` (``residual + x`` without a gate); see :func:`gated_ada_norm`.
+
+    Args:
+        x: [B, N, D] floating, last axis contiguous (else copied first).
+        scale, shift: [B, 1, D] for each sample, or [B, N, D] for each token; B may be 1. The last axis must be
+            contiguous (else copied first); slices of a [B, N, 6, D] table are taken as they are.
+        eps: added to the variance.
+        gate: like ``scale``; only with ``residual``.
+        residual: [B, N, D], the residual stream before the branch.
+        impl: "native" or "reference" instead of the chosen implementation.
+
+    Returns:
+        The normalized [B, N, D], contiguous, the dtype of ``x``; computed in float32 (float64 for float64).
+        With ``residual``: ``(normalized, stream)``.
+
+    Raises:
+        ValueError: shapes do not fit, or a gate without a residual.
+        UnsupportedError: ``impl`` cannot run this call.
+
+    Source: adaptive layer norm of DiT (arXiv:2212.09748) as in ``wan/modules/model.py``.
+    """
+    if residual is not None:
+        return gated_ada_norm(x, residual, gate, scale, shift, eps, impl=impl)
+    if gate is not None:
+        raise ValueError("ada_norm takes a gate only together with the residual that the gated branch is added to")
+    _check(x, None, scale=scale, shift=shift)
+    result: Tensor = ADA_NORM(x, scale, shift, eps, impl=impl)
+    return result
+
+
+def gated_ada_norm(
+    x: Tensor,
+    residual: Tensor,
+    gate: Tensor | None,
+    scale: Tensor,
+    shift: Tensor,
+    eps: float,
+    *,
+    impl: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """``stream = residual + gate * x`` and ``ada_norm(stream, scale, shift, eps)`` in one pass.
+
+    Arguments, errors and source as in :func:`ada_norm`.
+
+    Returns:
+        ``(normalized, stream)``, both [B, N, D] and contiguous. Neither input is changed.
+    """
+    _check(x, residual, scale=scale, shift=shift, **({} if gate is None else {"gate": gate}))
+    result: tuple[Tensor, Tensor] = GATED(x, residual, gate, scale, shift, eps, impl=impl)
+    return result
+
+
+def _check(x: Tensor, residual: Tensor | None, **modulation: Tensor) -> None:
+    if x.dim() == 3 and (residual is None or residual.shape == x.shape):
+        b, n, d = x.shape
+        if all(
+            m.dim() == 3 and m.shape[0] in (1, b) and m.shape[1] in (1, n) and m.shape[2] == d
+            for m in modulation.values()
+        ):
+            return
+    named = {"x": x, **({} if residual is None else {"residual": residual}), **modulation}
+    raise ValueError(
+        "ada_norm takes x and residual [B, N, D], and scale, shift and gate [B or 1, N or 1, D]; found "
+        + ", ".join(f"{name} {list(t.shape)}" for name, t in named.items())
+    )
+
+
+def _fake(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+
+
+def _fake_gated(
+    x: Tensor, residual: Tensor, gate: Tensor | None, scale: Tensor, shift: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    def empty() -> Tensor:
+        return torch.empty(x.shape, dtype=residual.dtype, device=x.device)
+
+    return empty(), empty()
+
+
+def _reference(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
+    return reference.ada_norm(x, scale, shift, eps).contiguous()
+
+
+def _reference_gated(
+    x: Tensor, residual: Tensor, gate: Tensor | None, scale: Tensor, shift: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    normalized, stream = reference.gated_ada_norm(x, residual, gate, scale, shift, eps)
+    return normalized.contiguous(), stream.contiguous()
+
+
+ADA_NORM = define(
+    "ada_norm",
+    "(Tensor x, Tensor scale, Tensor shift, float eps) -> Tensor",
+    [
+        Candidate("ada_norm", "native", native.ada_norm, native.reasons),
+        Candidate("ada_norm", "reference", _reference),
+    ],
+    _fake,
+)
+GATED = define(
+    "gated_ada_norm",
+    "(Tensor x, Tensor residual, Tensor? gate, Tensor scale, Tensor shift, float eps) -> (Tensor, Tensor)",
+    [
+        Candidate("gated_ada_norm", "native", native.gated_ada_norm, native.reasons),
+        Candidate("gated_ada_norm", "reference", _reference_gated),
+    ],
+    _fake_gated,
+)

@@ -1,0 +1,209 @@
+"""Which implementation of an op runs: the only place where that is decided.
+
+An op has one contract (``<op>/api.py``) and several candidates, best first, the last being the reference, which runs
+everywhere. A candidate that cannot run a call says all the reasons why; the first without a reason is chosen.
+Overrides, strongest first: the ``impl`` argument of a call, then the environment variable ``GLIMT_IMPL_<OP>``. An
+override that cannot run is an error with its reasons, never a silent fallback.
+
+Under ``torch.compile``, ``torch.export`` and fake or meta tensors a call becomes the node ``glimt::<op>``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+Run = Callable[..., Any]
+
+
+class UnsupportedError(ValueError):
+    """The implementation that was asked for cannot run this call, or there is none of that name."""
+
+
+class Case(NamedTuple):
+    """What a choice may depend on.
+
+    Attributes:
+        device: type of the tensors' device ("cpu", "cuda"), or "mixed".
+        dtype: the tensors' dtype, or None when they differ.
+        grad: whether a gradient is wanted through this call.
+    """
+
+    device: str
+    dtype: torch.dtype | None
+    grad: bool = False
+
+
+CPU_FLOAT32 = Case("cpu", torch.float32)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One implementation of one op.
+
+    Attributes:
+        op: name of the op.
+        impl: "reference", "native", "cuda" or "triton".
+        run: called with the op's arguments in schema order.
+        reasons: every reason why it cannot run a case; empty if it can.
+    """
+
+    op: str
+    impl: str
+    run: Run
+    reasons: Callable[[Case], Sequence[str]] = lambda case: ()
+
+
+@dataclass(frozen=True)
+class Op:
+    """An op with its candidates, best first. Calling it chooses one and runs it."""
+
+    name: str
+    candidates: tuple[Candidate, ...]
+    node: Callable[..., Any]
+
+    def __call__(self, *args: Any, impl: str | None = None) -> Any:
+        tensors = [arg for arg in args if isinstance(arg, Tensor)]
+        if impl is None and _is_traced(tensors):
+            run = self.candidates[-1].run if _wants_grad(tensors) else self.node
+            return run(*args)
+        return select(self.name, case_of(tensors), impl).run(*args)
+
+
+_OPS: dict[str, Op] = {}
+_CHOSEN: dict[tuple[str, Case, str | None], Candidate] = {}
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def _wants_grad(tensors: Sequence[Tensor]) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+def _is_traced(tensors: Sequence[Tensor]) -> bool:
+    """Whether this call is recorded or simulated rather than computed: then it must be an op that PyTorch can see."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+        return True
+    return any(type(tensor) not in _PLAIN or tensor.is_meta for tensor in tensors)
+
+
+def case_of(tensors: Sequence[Tensor]) -> Case:
+    """The case of a call with these tensor arguments."""
+    first = tensors[0]
+    device, dtype = first.device, first.dtype
+    same_device = all(tensor.device == device for tensor in tensors)
+    same_dtype = all(tensor.dtype == dtype for tensor in tensors)
+    return Case(device.type if same_device else "mixed", dtype if same_dtype else None, _wants_grad(tensors))
+
+
+def unsupported_reasons(candidate: Candidate, case: Case) -> tuple[str, ...]:
+    """Every reason why ``candidate`` cannot run ``case``."""
+    reasons = list(candidate.reasons(case))
+    if case.grad and candidate.impl != "reference":
+        reasons.append("a gradient is wanted, which only the reference gives")
+    if case.device == "mixed":
+        reasons.append("the tensors are on different devices")
+    return tuple(reasons)
+
+
+def select(op: str, case: Case, impl: str | None = None) -> Candidate:
+    """The candidate that runs ``case``.
+
+    Raises:
+        UnsupportedError: the one asked for (by ``impl`` or the environment) is unknown or cannot; or none can.
+    """
+    wanted = impl if impl is not None else os.environ.get(f"GLIMT_IMPL_{op.upper()}")
+    key = (op, case, wanted)
+    found = _CHOSEN.get(key)
+    if found is None:
+        found = _CHOSEN[key] = _choose(candidates(op), case, wanted)
+    return found
+
+
+def _choose(among: tuple[Candidate, ...], case: Case, wanted: str | None) -> Candidate:
+    if wanted:
+        names = [candidate.impl for candidate in among]
+        among = tuple(candidate for candidate in among if candidate.impl == wanted)
+        if not among:
+            raise UnsupportedError(f"no implementation {wanted!r}; there are {', '.join(names)}")
+    refused = []
+    for candidate in among:
+        reasons = unsupported_reasons(candidate, case)
+        if not reasons:
+            return candidate
+        refused.append(f"{candidate.op}: {candidate.impl} cannot run here: {'; '.join(reasons)}")
+    raise UnsupportedError("\n".join(refused))
+
+
+def candidates(op: str) -> tuple[Candidate, ...]:
+    """The candidates of ``op``, best first."""
+    if op not in _OPS:
+        raise UnsupportedError(f"no op {op!r}; there are {', '.join(sorted(_OPS))}")
+    return _OPS[op].candidates
+
+
+def inventory(case: Case = CPU_FLOAT32) -> list[dict[str, Any]]:
+    """Every implementation of every op: ``op``, ``impl``, ``chosen`` for ``case``, ``reasons`` (why it cannot run)."""
+    rows = []
+    for op in sorted(_OPS):
+        chosen = select(op, case).impl
+        rows += [
+            {
+                "op": op,
+                "impl": candidate.impl,
+                "chosen": candidate.impl == chosen,
+                "reasons": list(unsupported_reasons(candidate, case)),
+            }
+            for candidate in candidates(op)
+        ]
+    return rows
+
+
+def define(
+    name: str, signature: str, implementations: Sequence[Candidate], fake: Run, *, differentiable: bool = True
+) -> Op:
+    """Make the op ``glimt::<name>`` and return what calls it.
+
+    Args:
+        signature: in PyTorch's schema language, without the name: ``"(Tensor x, float eps) -> Tensor"``.
+        implementations: candidates, best first, the reference last.
+        fake: gives outputs of the right shape, dtype and strides without computing.
+    """
+    qualified = f"glimt::{name}"
+    torch.library.define(qualified, signature)
+    torch.library.register_fake(qualified, fake)
+    op = Op(name, tuple(implementations), getattr(torch.ops.glimt, name).default)
+    _OPS[name] = op
+
+    def compute(*args: Any) -> Any:
+        case = case_of([arg for arg in args if isinstance(arg, Tensor)])
+        return select(name, case._replace(grad=False)).run(*args)
+
+    torch.library.impl(qualified, ("cpu", "cuda"), compute)
+    if differentiable:
+        _differentiate(qualified, op.candidates[-1].run)
+    return op
+
+
+def _differentiate(qualified: str, reference: Run) -> None:
+    """Give the node a gradient: that of the reference, computed anew from the saved inputs."""
+
+    def save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.save_for_backward(*[arg for arg in inputs if isinstance(arg, Tensor)])
+        ctx.others = [None if isinstance(arg, Tensor) else (arg,) for arg in inputs]
+
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        saved = iter(ctx.saved_tensors)
+        with torch.enable_grad():
+            args = [next(saved).detach().requires_grad_() if other is None else other[0] for other in ctx.others]
+            outputs = reference(*args)
+        tensors = [arg for arg, other in zip(args, ctx.others, strict=True) if other is None]
+        outputs = outputs if isinstance(outputs, (tuple, list)) else (outputs,)
+        found = iter(torch.autograd.grad(outputs, tensors, grads, allow_unused=True))
+        return tuple(next(found) if other is None else None for other in ctx.others)
+
+    torch.library.register_autograd(qualified, backward, setup_context=save)

@@ -1,0 +1,47 @@
+"""The compiled module, or the reason why there is none, and what all its CPU kernels ask for."""
+
+from __future__ import annotations
+
+import torch  # before the compiled module: its libgomp is then the one that both use
+
+from glimt_kernels.dispatch import Case
+
+# Raised with every change of what csrc/bind.cpp offers.
+INTERFACE = 1
+
+try:
+    from glimt_kernels import _native as lib
+except ImportError as error:  # an installation without the compiled part still works, by the references
+    ABSENT: str | None = f"the compiled module could not be loaded ({error}); reinstall glimt with a C++17 compiler"
+else:
+    # An editable install does not rebuild by itself.
+    fits = getattr(lib, "interface", int)() == INTERFACE
+    ABSENT = None if fits else "the compiled module is of another version than the Python beside it; reinstall glimt"
+
+__all__ = ["ABSENT", "cpu_float32_reasons", "cuda_reasons", "lib"]
+
+
+def _dtype_name(dtype: torch.dtype | None) -> str:
+    return "of several dtypes" if dtype is None else str(dtype).removeprefix("torch.")
+
+
+def cpu_float32_reasons(case: Case) -> list[str]:
+    """Why a CPU float32 kernel cannot run ``case``."""
+    reasons = [ABSENT] if ABSENT else []
+    if case.device != "cpu":
+        reasons.append(f"it runs on the CPU, the tensors are on {case.device}")
+    if case.dtype != torch.float32:
+        reasons.append(f"it computes float32, the tensors are {_dtype_name(case.dtype)}")
+    return reasons
+
+
+def cuda_reasons(case: Case) -> list[str]:
+    """Why a CUDA float32 kernel of the compiled module cannot run ``case``."""
+    reasons = [ABSENT] if ABSENT else []
+    if not ABSENT and not lib.cuda_archs():
+        reasons.append("built without CUDA (no nvcc was found, or GLIMT_CUDA=OFF)")
+    if case.device != "cuda":
+        reasons.append(f"it runs on CUDA, the tensors are on {case.device}")
+    if case.dtype != torch.float32:
+        reasons.append(f"it reads float32, the tensors are {_dtype_name(case.dtype)}")
+    return reasons
