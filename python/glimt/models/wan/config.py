@@ -106,11 +106,7 @@ class WanVaeConfig:
 def _from_dict(cls: type[C], what: str, values: Mapping[str, Any]) -> C:
     known = [field.name for field in dataclasses.fields(cls)]
     given = {k: _freeze(v) for k, v in values.items() if not k.startswith("_") and k not in _IGNORED_KEYS}
-    problems = []
-    for key in given:
-        if key not in known:
-            problems.append(f"unknown key {key!r}{did_you_mean(key, known)}")
-    _refuse(what, problems)
+    _refuse(what, [f"unknown key {key!r}{did_you_mean(key, known)}" for key in given if key not in known])
     return cls(**given)
 
 

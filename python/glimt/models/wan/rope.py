@@ -5,8 +5,8 @@ axis with ``dim`` channels being turned by the angle ``p * theta ** (-2 j / dim)
 
     (a, b) -> (a cos - b sin, a sin + b cos),      pairs are neighbours: channels 2j and 2j + 1.
 
-Height and width get ``2 * (head_dim // 6)`` channels each, time the rest. Source: RoFormer (arXiv:2104.09864); the split is
-Wan 2.1's. Angles are taken in float64 and the tables stored in float32.
+Height and width get ``2 * (head_dim // 6)`` channels each, time the rest. Angles are taken in float64 and the tables
+stored in float32. Source: RoFormer (arXiv:2104.09864); the split is Wan 2.1's.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def rope_tables(head_dim: int, grid: tuple[int, int, int], theta: float = 10000.
 
 
 def _tables(head_dim: int, grid: tuple[int, int, int], theta: float) -> RopeTables:
-    angles = [_axis_angles(dim, n, theta) for dim, n in zip(axis_dims(head_dim), grid)]
+    angles = [_axis_angles(dim, n, theta) for dim, n in zip(axis_dims(head_dim), grid, strict=True)]
     t, y, x = grid
     full = torch.cat(
         [
@@ -64,5 +64,5 @@ def _axis_angles(dim: int, positions: int, theta: float) -> Tensor:
 def rotate(x: Tensor, tables: RopeTables) -> Tensor:
     """Turn ``x [B, N, heads, head_dim]``; computed in float32, returned in the dtype of ``x``. Differentiable."""
     turns = torch.complex(tables.cos, tables.sin)[:, None, :]
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    pairs = torch.view_as_complex(x.float().view(*x.shape[:-1], -1, 2))
     return torch.view_as_real(pairs * turns).flatten(-2).to(x.dtype)
