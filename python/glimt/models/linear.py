@@ -1,6 +1,6 @@
 """The matrix products of the models: ``F.linear``, run by oneDNN where that is faster.
 
-PyTorch sends float32 ``F.linear`` on a CPU to MKL, whose sgemm leaves AVX-512 unused on processors not Intel's: measured
+PyTorch sends float32 ``F.linear`` on a CPU to MKL, whose sgemm is slow on processors that are not Intel's: measured
 on one Zen 5 core, 110 GFLOP/s against oneDNN's 250 with the same unpacked weight, and GELU rides along as an epilogue
 (46 -> 226 GFLOP/s for the two). Both sum in float32; class: equivalent. Autograd, autocast, other dtypes and other
 devices take ``F.linear``.
