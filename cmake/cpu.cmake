@@ -1,7 +1,7 @@
 # The CPU kernels: one source, compiled once per instruction set, chosen at run time (csrc/cpu/dispatch.cpp).
 include(CheckCXXCompilerFlag)
 
-add_library(glimt_cpu STATIC csrc/cpu/dispatch.cpp)
+add_library(glimt_cpu STATIC csrc/cpu/dispatch.cpp csrc/cpu/parallel.cpp)
 target_include_directories(glimt_cpu PUBLIC csrc PRIVATE kernels/glimt_kernels)
 target_compile_options(glimt_cpu PRIVATE -Wall -Wextra)
 
@@ -18,12 +18,11 @@ target_link_libraries(glimt_cpu PUBLIC ${glimt_threads})
 function(glimt_add_isa name)
   add_library(glimt_cpu_${name} OBJECT csrc/cpu/kernels.cpp)
   target_include_directories(glimt_cpu_${name} PRIVATE csrc kernels/glimt_kernels)
-  # No exceptions of C++'s float rules but one: a*b+c may become one fused operation (GCC's and Clang's default).
-  # -Wno-psabi: vectors never cross a boundary between translation units.
-  target_compile_options(glimt_cpu_${name} PRIVATE -O3 -Wall -Wextra -Wno-psabi -ffp-contract=fast -fno-math-errno
+  # Floats as written: no fused operation but where the source says fma().
+  # -Wno-psabi: vectors never cross the boundary between translation units.
+  target_compile_options(glimt_cpu_${name} PRIVATE -O3 -Wall -Wextra -Wno-psabi -ffp-contract=off -fno-math-errno
                                                    -fno-trapping-math ${ARGN})
   target_compile_definitions(glimt_cpu_${name} PRIVATE GLIMT_ISA=${name})
-  target_link_libraries(glimt_cpu_${name} PRIVATE ${glimt_threads})
   target_sources(glimt_cpu PRIVATE $<TARGET_OBJECTS:glimt_cpu_${name}>)
 endfunction()
 

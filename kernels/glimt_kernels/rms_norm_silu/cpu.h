@@ -1,0 +1,49 @@
+// rms_norm_silu, float32: one pass over each row for its norm, one (from the first-level cache) to write it.
+#pragma once
+
+#include <cmath>
+
+#include "cpu/kernels.h"
+#include "cpu/vec.h"
+
+namespace glimt {
+namespace {
+
+template <bool kBias, bool kSilu>
+void rms_norm_silu_rows_as(const RmsNormSilu& a, int64_t begin, int64_t end) {
+    const int64_t channels = a.channels;
+    const float root = std::sqrt(static_cast<float>(channels));
+    const auto finish = [](Vec x, Vec factor, Vec gamma, Vec bias) {
+        Vec y = x * factor * gamma;
+        if (kBias) y += bias;
+        return kSilu ? silu(y) : y;
+    };
+    for (int64_t row = begin; row < end; ++row) {
+        const float* x = a.x + row * channels;
+        float* out = a.out + row * channels;
+        const auto square = [](Vec v) { return v * v; };
+        const float norm = std::sqrt(sum_over(
+            channels, [&](int64_t i) { return square(load(x + i)); },
+            [&](int64_t i, int64_t n) { return square(load_first(x + i, n)); }));
+        // Not max(norm, eps): a NaN must stay one.
+        const Vec factor = splat(root / (norm < a.eps ? a.eps : norm));
+        int64_t i = 0;
+        for (; i + kWidth <= channels; i += kWidth)
+            store(out + i, finish(load(x + i), factor, load(a.gamma + i), kBias ? load(a.bias + i) : Vec{}));
+        if (i < channels) {
+            const int64_t n = channels - i;
+            const Vec bias = kBias ? load_first(a.bias + i, n) : Vec{};
+            store_first(out + i, finish(load_first(x + i, n), factor, load_first(a.gamma + i, n), bias), n);
+        }
+    }
+}
+
+void rms_norm_silu_rows(const RmsNormSilu& a, int64_t begin, int64_t end) {
+    if (a.bias != nullptr)
+        a.silu ? rms_norm_silu_rows_as<true, true>(a, begin, end) : rms_norm_silu_rows_as<true, false>(a, begin, end);
+    else
+        a.silu ? rms_norm_silu_rows_as<false, true>(a, begin, end) : rms_norm_silu_rows_as<false, false>(a, begin, end);
+}
+
+}  // namespace
+}  // namespace glimt
