@@ -322,6 +322,15 @@ def test_a_link_is_followed_and_permissions_are_those_of_a_normal_file(tmp_path)
     assert (tmp_path / "real.mp4").stat().st_mode == (tmp_path / "normal").stat().st_mode
 
 
+def test_a_finished_clip_is_written_in_one_call(tmp_path):
+    frames = noise(5, 16, 24)
+    write(tmp_path / "a.mp4", frames, 12, record=RECORD, variant=1)
+    mp4.write_video(tmp_path / "b.mp4", frames, 12, record=RECORD, variant=1)
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+    with pytest.raises(OutputError, match="shape"):
+        mp4.write_video(tmp_path / "b.mp4", frames[0], 12)
+
+
 def test_odd_names_are_names(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("a:b.mp4", "http:x.mp4", "-x.mp4", "%03d.mp4", "snö ☃.MP4", "x" * 250 + ".mp4"):

@@ -76,6 +76,12 @@ def as_fps(value: Fraction | float | str) -> Fraction:
     return fps
 
 
+def check_crf(crf: int) -> None:
+    """OutputError unless ``crf`` is a quality of x264 that every player can show."""
+    if not 1 <= crf <= 51:
+        raise OutputError(f"crf {crf} is out of range: 1 (best) to 51; 0 is a mode that most players cannot show")
+
+
 def check_size(height: int, width: int) -> None:
     """OutputError unless H.264 with 4:2:0 colour can hold pictures of this size."""
     if height < 1 or width < 1 or height % 2 or width % 2:
@@ -127,8 +133,7 @@ class VideoWriter:
         crf: int = DEFAULT_CRF,
         variant: int = 0,
     ) -> None:
-        if not 1 <= crf <= 51:
-            raise OutputError(f"crf {crf} is out of range: 1 (best) to 51; 0 is a mode that most players cannot show")
+        check_crf(crf)
         check_size(height, width)
         self.path = Path(path)
         self.fps = as_fps(fps)
@@ -290,3 +295,20 @@ def _wrap(av: Any, source: files.StrPath, target: files.StrPath, fps: Fraction, 
             if packet.dts is not None:
                 packet.stream = stream
                 made.mux(packet)
+
+
+def write_video(
+    path: files.StrPath,
+    frames: npt.NDArray[np.uint8],
+    fps: Fraction | float | str,
+    *,
+    record: Mapping[str, Any] | None = None,
+    crf: int = DEFAULT_CRF,
+    variant: int = 0,
+) -> None:
+    """Write ``frames`` ``[F, H, W, 3]`` uint8 RGB as one mp4; see ``VideoWriter`` for the rest."""
+    if frames.ndim != 4:
+        raise OutputError(f"frames must have the shape [F, H, W, 3], not {list(frames.shape)}")
+    height, width = frames.shape[1:3]
+    with VideoWriter(path, fps, height, width, record=record, crf=crf, variant=variant) as writer:
+        writer.write(frames)

@@ -1,0 +1,139 @@
+"""The ``glimt`` command: the engine's three verbs with the same words, and what looks after them.
+
+Results go to standard output, everything else to standard error. ``--json`` prints exactly one JSON object on standard
+output, in failure too. Nothing heavy is imported before a command needs it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from glimt.cli import parser as cli_parser
+from glimt.errors import GlimtError
+
+if TYPE_CHECKING:
+    import argparse
+
+OK, REFUSED, INTERRUPTED, BROKEN_PIPE, TERMINATED = 0, 2, 130, 141, 143
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line ``arguments`` (``sys.argv[1:]``) and return its exit code; raises only faults in glimt."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    as_json = "--json" in arguments
+    try:
+        with _termination_unwinds():
+            code = _run(arguments, as_json)
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        return _end(INTERRUPTED, "interrupted", ["interrupted; unfinished files were removed"], as_json)
+    except BrokenPipeError:
+        _abandon_streams()
+        return BROKEN_PIPE
+
+
+def _run(arguments: Sequence[str], as_json: bool) -> int:
+    try:
+        namespace = cli_parser.parse(arguments)
+        return _command(namespace)
+    except SystemExit as error:  # --help, --version, SIGTERM
+        return error.code if isinstance(error.code, int) else OK
+    except cli_parser.UsageError as error:
+        hint = f"see {error.parser.prog} --help"
+        return _end(REFUSED, "UsageError", error.problems, as_json, hint)
+    except GlimtError as error:
+        return _end(REFUSED, type(error).__name__, [_in_options(problem) for problem in error.problems], as_json)
+    except BrokenPipeError:
+        raise
+    except Exception as error:  # the interpreter prints the traceback and exits with 1
+        if as_json:
+            print_json({"error": {"kind": type(error).__name__, "problems": [f"this is a fault in glimt: {error}"]}})
+        raise
+
+
+def _command(namespace: argparse.Namespace) -> int:
+    from importlib import import_module
+
+    module = import_module(f"glimt.cli.{namespace.command}")
+    if not namespace.json:
+        code: int = module.run(namespace)
+        return code
+    with contextlib.redirect_stdout(sys.stderr):  # whatever a library prints, it is not our one object
+        code, result = module.run_json(namespace)
+    print_json(result)
+    return code
+
+
+def print_json(value: Any) -> None:
+    """``value`` as the one JSON object on standard output."""
+    sys.stdout.write(json.dumps(value, indent=2, default=str) + "\n")
+
+
+def _end(code: int, kind: str, problems: Sequence[str], as_json: bool, hint: str = "") -> int:
+    """Say why it ended, on standard error, and as JSON on standard output where that was asked for."""
+    if len(problems) == 1:
+        message = problems[0]
+    else:
+        message = "\n".join([f"{len(problems)} problems:", *(f"  - {problem}" for problem in problems)])
+    with contextlib.suppress(BrokenPipeError):
+        sys.stderr.write(f"glimt: {message}\n" + (f"{hint}\n" if hint else ""))
+        if as_json:
+            print_json({"error": {"kind": kind, "problems": list(problems)}})
+        sys.stdout.flush()
+        return code
+    _abandon_streams()
+    return code
+
+
+_OPTIONS = {
+    "num_frames": "--frames",
+    "num_inference_steps": "--steps",
+    "guidance_scale": "--guidance",
+    "guidance_scale_2": "--guidance-2",
+    "negative_prompt": "--negative",
+    "num_videos_per_prompt": "--variants",
+    "memory_budget_bytes": "--memory-budget",
+    "height": "--size (height)",
+    "width": "--size (width)",
+    **{name: f"--{name.replace('_', '-')}" for name in ("fps", "seed", "solver", "shift", "image", "last_image")},
+    **{name: f"--{name.replace('_', '-')}" for name in ("preview_every", "device", "dtype", "quality")},
+}
+
+
+def _in_options(problem: str) -> str:
+    """A problem of a request's field in the words of the command line: ``num_frames: ...`` is ``--frames: ...``."""
+    field, colon, rest = problem.partition(":")
+    return f"{_OPTIONS[field]}{colon}{rest}" if colon and field in _OPTIONS else problem
+
+
+@contextlib.contextmanager
+def _termination_unwinds() -> Iterator[None]:
+    """SIGTERM ends the command like Ctrl-C does: through the ``with`` blocks that remove unfinished files."""
+
+    def leave(*_: Any) -> None:
+        raise SystemExit(TERMINATED)
+
+    try:
+        previous = signal.signal(signal.SIGTERM, leave)
+    except ValueError:  # not in the main thread: someone else's business
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _abandon_streams() -> None:
+    """The reader has gone (``glimt models | head -1``): nothing more is written, also not by the interpreter's end."""
+    void = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(void, stream.fileno())

@@ -1,0 +1,71 @@
+"""From what was typed to the engine's own values, with the problems of both reported together."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from glimt.config import EngineConfig
+from glimt.errors import GlimtError, RequestError
+from glimt.request import GenerateRequest
+
+
+class Problems:
+    """Gathers the problems of several checks: ``with problems.gathered(): check()``, then ``raise_any()``."""
+
+    def __init__(self) -> None:
+        self._errors: list[GlimtError] = []
+
+    @contextlib.contextmanager
+    def gathered(self) -> Iterator[None]:
+        try:
+            yield
+        except GlimtError as error:
+            self._errors.append(error)
+
+    def raise_any(self) -> None:
+        """The one error there was, or one RequestError with the problems of all."""
+        if len(self._errors) == 1:
+            raise self._errors[0]
+        if self._errors:
+            raise RequestError(*(problem for error in self._errors for problem in error.problems))
+
+
+def engine_config(namespace: argparse.Namespace, recorded: dict[str, Any] | None = None) -> EngineConfig:
+    """The configuration asked for: what was typed, else what was ``recorded``, else the defaults."""
+    typed = {
+        "device": namespace.device,
+        "dtype": namespace.dtype,
+        "quality": namespace.quality,
+        "memory_budget_bytes": namespace.memory_budget,
+        "offline": namespace.offline,
+        "strict": namespace.strict,
+        "allow_pickle": namespace.allow_pickle,
+    }
+    given = {name: value for name, value in typed.items() if value is not None}
+    return EngineConfig.from_mapping({**(recorded or {}), **given})
+
+
+def generate_request(namespace: argparse.Namespace, preview_every: int = 0) -> GenerateRequest:
+    """The request asked for; what was not typed stays ``None`` and is the model's to say."""
+    width, height = namespace.size if namespace.size is not None else (None, None)
+    return GenerateRequest(
+        prompt=namespace.prompt,
+        negative_prompt=namespace.negative,
+        height=height,
+        width=width,
+        num_frames=namespace.frames,
+        fps=namespace.fps,
+        num_inference_steps=namespace.steps,
+        guidance_scale=namespace.guidance,
+        guidance_scale_2=namespace.guidance_2,
+        seed=namespace.seed,
+        solver=namespace.solver,
+        shift=namespace.shift,
+        image=namespace.image,
+        last_image=namespace.last_image,
+        num_videos_per_prompt=namespace.variants,
+        preview_every=preview_every,
+    )

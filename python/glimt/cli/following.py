@@ -1,0 +1,84 @@
+"""A running request, followed: events become progress, previews and finished files."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from glimt.cli.progress import Progress
+from glimt.pipeline.events import FrameChunk, StageEvent, StepState
+from glimt.video import files, sheet
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from glimt.engine import Engine
+    from glimt.report import RunReport
+    from glimt.request import GenerateRequest, ResolvedRequest
+
+_SHOWN = {"text": "", "image": "", "denoise": "steps", "decode": "frames"}
+
+
+def follow(
+    engine: Engine,
+    request: GenerateRequest,
+    resolved: ResolvedRequest,
+    show: Progress,
+    on_frames: Callable[[int, npt.NDArray[np.uint8]], None],
+    on_step: Callable[[StepState], None] | None = None,
+) -> RunReport | None:
+    """Run ``request`` to its end, hand its frames on as they come, and return the report of the run.
+
+    Leaving by an exception (Ctrl-C, a full disk) closes the stream, which stops within a step and frees its memory.
+    """
+    several = resolved.num_videos_per_prompt > 1
+    report = None
+    with contextlib.closing(engine.stream(request)) as events:
+        for event in events:
+            if isinstance(event, StepState):
+                show.update(event.step, event.num_steps, event.eta_s)
+                if on_step is not None:
+                    on_step(event)
+            elif isinstance(event, FrameChunk):
+                on_frames(event.variant, event.frames)
+                show.update(event.index + len(event.frames), resolved.num_frames)
+            elif isinstance(event, StageEvent):
+                report = event.report or report
+                _show_stage(event, show, several)
+    show.end()
+    return report
+
+
+def _show_stage(event: StageEvent, show: Progress, several: bool) -> None:
+    if event.note:
+        show.say(f"note: {event.note}")
+    if event.stage not in _SHOWN:
+        return
+    if event.status == "begin":
+        number = f" {event.variant + 1}" if several and event.stage in ("denoise", "decode") else ""
+        show.begin(event.stage + number, _SHOWN[event.stage])
+    else:
+        show.end()
+
+
+class Previews:
+    """Writes each preview that the request asked for as a strip of stills, ``preview-seed7-step003.png``."""
+
+    def __init__(self, folder: Path, seeds: tuple[int, ...]) -> None:
+        self.folder, self.seeds = folder, seeds
+        self.paths: list[str] = []
+
+    def __call__(self, step: StepState) -> None:
+        stills: Any = step.preview()
+        if stills is None:
+            return
+        try:
+            self.folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise files.as_output_error(self.folder, error) from error
+        path = self.folder / f"preview-seed{self.seeds[step.variant]}-step{step.step:03d}.png"
+        sheet.save_sheet(path, sheet.contact_sheet(stills, columns=len(stills)))
+        self.paths.append(str(path))

@@ -1,0 +1,86 @@
+"""``glimt info``: what there is to run on, and which implementation of each operation would run."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+from pathlib import Path
+from typing import Any
+
+from glimt import env
+
+
+def run(namespace: argparse.Namespace) -> int:
+    info = _info()
+    for name, version in info["versions"].items():
+        print(f"{name:<16}{version}")
+    print()
+    for device in info["devices"]:
+        print(f"{device['device']:<16}{device['name']}, {_details(device)}")
+    for case, rows in info["implementations"].items():
+        print(f"\noperations, {case}")
+        for row in rows:
+            state = "runs" if row["chosen"] else "; ".join(row["reasons"]) or "could run"
+            print(f"  {row['op']:<20}{row['impl']:<12}{state}")
+    return 0
+
+
+def run_json(namespace: argparse.Namespace) -> tuple[int, dict[str, Any]]:
+    return 0, _info()
+
+
+def _info() -> dict[str, Any]:
+    return {"versions": env.versions(), "devices": _devices(), "implementations": _implementations()}
+
+
+def _details(device: dict[str, Any]) -> str:
+    memory = device["memory_bytes"]
+    parts = [f"{memory / 2**30:.1f} GiB" if memory else "memory unknown"]
+    if "cores" in device:
+        parts.insert(0, f"{device['cores']} cores")
+    if "capability" in device:
+        parts.append(f"sm_{device['capability'].replace('.', '')}")
+    return ", ".join(parts)
+
+
+def _devices() -> list[dict[str, Any]]:
+    import torch
+
+    found: list[dict[str, Any]] = [
+        {"device": "cpu", "name": _cpu_name(), "cores": env.cpu_count(), "memory_bytes": env.total_memory_bytes()}
+    ]
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        capability = f"{properties.major}.{properties.minor}"
+        found.append(
+            {
+                "device": f"cuda:{index}",
+                "name": properties.name,
+                "memory_bytes": properties.total_memory,
+                "capability": capability,
+            }
+        )
+    return found
+
+
+def _cpu_name() -> str:
+    """As Linux names it; elsewhere the architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, "") or platform.processor() or platform.machine()
+
+
+def _implementations() -> dict[str, list[dict[str, Any]]]:
+    """The inventory of operations for each kind of device that is here, in the dtype that it is used with."""
+    import torch
+
+    import glimt_kernels  # noqa: F401  (importing it defines the operations)
+    from glimt_kernels import dispatch
+
+    cases = {"cpu float32": dispatch.CPU_FLOAT32}
+    if torch.cuda.is_available():
+        cases["cuda bfloat16"] = dispatch.Case("cuda", torch.bfloat16)
+    return {name: dispatch.inventory(case) for name, case in cases.items()}

@@ -1,0 +1,197 @@
+"""The options of the ``glimt`` command.
+
+Only ``argparse`` is imported, so that ``glimt --help`` is instant. Numbers are read leniently (``glimt.cli.values``):
+all mistakes of a command line are reported together, and an unknown option comes with the names near it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any, NoReturn
+
+from glimt.cli import values
+from glimt.suggest import did_you_mean
+
+COMMANDS = {
+    "generate": "make a video from a prompt",
+    "plan": "say what a request would need (shapes, steps, memory, time) and run nothing",
+    "models": "list the models glimt knows by name",
+    "info": "list versions, devices and every implementation of every operation",
+    "reproduce": "make the frames of a video again from the record in the file, and compare",
+}
+_NEEDED = {
+    "prompt": "say what is to be seen, in quotes",
+    "output": "say where the video goes, as -o out.mp4",
+    "file": "name an mp4 that glimt wrote",
+}
+_EPILOG = """\
+exit codes: 0 done; 1 the frames differ (reproduce), or a fault in glimt; 2 the request cannot be met;
+            130 interrupted (unfinished files are removed)"""
+
+
+class UsageError(Exception):
+    """A command line that cannot be understood: the parser that says so, and every problem."""
+
+    def __init__(self, parser: argparse.ArgumentParser, problems: Sequence[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.parser, self.problems = parser, tuple(problems)
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises UsageError where argparse would exit; never guesses at an abbreviated option."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(self, [message])
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            name = f"argument {'/'.join(action.option_strings)}" if action.option_strings else "command"
+            choices = ", ".join(map(str, action.choices))
+            self.error(f"{name}: {value!r} is none of {choices}{did_you_mean(str(value), map(str, action.choices))}")
+
+    def option_names(self) -> list[str]:
+        return [name for action in self._actions for name in action.option_strings if name.startswith("--")]
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The command line as a namespace; UsageError that names everything wrong with it."""
+    parser, commands = build()
+    namespace, unknown = parser.parse_known_args(arguments)
+    if namespace.command is None:
+        raise UsageError(parser, [f"no command was given; there are {', '.join(COMMANDS)}"])
+    command = commands[namespace.command]
+    problems = list(_unknown_problems(unknown, command.option_names()))
+    for action in command._actions:
+        value = getattr(namespace, action.dest, None)
+        if isinstance(value, values.Invalid):
+            problems.append(f"{action.option_strings[-1]}: {value.reason}")
+        elif value is None and action.dest in _NEEDED:
+            problems.append(f"{action.dest} is missing: {_NEEDED[action.dest]}")
+    if problems:
+        raise UsageError(command, problems)
+    return namespace
+
+
+def _unknown_problems(unknown: Iterable[str], names: list[str]) -> Iterable[str]:
+    its_value = False  # whether the word before was an unknown option, whose value this may be
+    for word in unknown:
+        name = word.split("=", 1)[0]
+        if name.startswith("-") and not name.lstrip("-").replace(".", "").isdigit():
+            yield f"{name}: no such option{did_you_mean(name, names)}"
+            its_value = "=" not in word
+        elif its_value:
+            its_value = False
+        else:
+            yield f"{word!r} stands alone; a prompt of several words goes in quotes"
+
+
+def build() -> tuple[Parser, dict[str, Parser]]:
+    """The parser of the whole command, and those of its commands by name."""
+    parser = Parser(
+        prog="glimt",
+        description="Video diffusion transformers: a prompt goes in, an mp4 comes out.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action=_Version, help="show the version and exit")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands", parser_class=Parser)
+    made: dict[str, Parser] = {}
+    for name, text in COMMANDS.items():
+        made[name] = subparsers.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+    _add_request(made["generate"])
+    _add_output(made["generate"])
+    _add_request(made["plan"])
+    made["reproduce"].add_argument("file", nargs="?", metavar="FILE", help="an mp4 that glimt wrote")
+    made["reproduce"].add_argument(
+        "--anyway", action="store_true", help="run even if the model here is not the one in the record"
+    )
+    for name in ("generate", "plan", "reproduce"):
+        _add_engine(made[name], reproduces=name == "reproduce")
+    for name in ("generate", "reproduce"):
+        made[name].add_argument("-q", "--quiet", action="store_true", help="no progress")
+    for command in made.values():
+        command.add_argument("--json", action="store_true", help="print one JSON object on standard output")
+    return parser, made
+
+
+class _Version(argparse.Action):
+    """Asks for the version only when it is wanted: reading it takes longer than everything else here."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **options: Any) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, help=options["help"])
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        import glimt
+
+        sys.stdout.write(f"glimt {glimt.__version__}\n")
+        parser.exit()
+
+
+def _add_request(parser: Parser) -> None:
+    whole, number = values.lenient(values.whole_number), values.lenient(values.number)
+    parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="what is to be seen, in quotes")
+    group = parser.add_argument_group("request (what is not given is the model's own default)")
+    group.add_argument("--size", type=values.lenient(values.size), metavar="WxH", help="width and height in pixels")
+    group.add_argument("--frames", type=whole, metavar="N", help="number of frames")
+    group.add_argument("--fps", type=values.lenient(values.frame_rate), metavar="R", help="24, 23.976, 24000/1001")
+    group.add_argument("--steps", type=whole, metavar="N", help="denoising steps")
+    group.add_argument("--guidance", type=number, metavar="G", help="how strongly the prompt pulls; 1 is no guidance")
+    group.add_argument("--guidance-2", type=number, metavar="G", help="the same for the second expert of an A14B model")
+    group.add_argument("--negative", default="", metavar="TEXT", help="what is not to be seen")
+    group.add_argument(
+        "--seed", type=values.lenient(values.seed), default=0, metavar="N", help="of the noise, or 'random'; default 0"
+    )
+    group.add_argument(
+        "--variants",
+        type=whole,
+        default=1,
+        metavar="N",
+        help="N videos with the seeds SEED, SEED+1, ...; out.mp4 becomes out-SEED.mp4, out-SEED+1.mp4, ...",
+    )
+    group.add_argument("--solver", metavar="NAME", help="unipc, euler, dmd or rcm")
+    group.add_argument("--shift", type=number, metavar="S", help="shift of the noise schedule")
+    group.add_argument("--image", metavar="FILE", help="first frame (image-to-video models)")
+    group.add_argument("--last-image", metavar="FILE", help="last frame (first-and-last-frame models)")
+
+
+def _add_output(parser: Parser) -> None:
+    whole = values.lenient(values.whole_number)
+    group = parser.add_argument_group("output")
+    group.add_argument("-o", "--output", metavar="FILE.mp4", help="the video (needed); replaced if it is there")
+    group.add_argument(
+        "--crf", type=whole, default=16, metavar="N", help="1 (best, large) to 51 (worst, small); default 16"
+    )
+    group.add_argument("--sheet", metavar="FILE.png", help="also a contact sheet")
+    group.add_argument("--webp", metavar="FILE.webp", help="also an animated WebP (one per variant)")
+    group.add_argument("--gif", metavar="FILE.gif", help="also an animated GIF (one per variant)")
+    group.add_argument("--preview-dir", metavar="DIR", help="write previews there while denoising")
+    group.add_argument("--preview-every", type=whole, metavar="N", help="a preview every N steps; default about ten")
+
+
+def _add_engine(parser: Parser, *, reproduces: bool) -> None:
+    recorded = "; default: as recorded" if reproduces else ""
+    group = parser.add_argument_group("engine")
+    group.add_argument(
+        "--model",
+        default=None if reproduces else "glimt-world",
+        metavar="MODEL",
+        help=f"name, folder, safetensors file or Hub id{recorded or '; default: the bundled glimt-world'}",
+    )
+    group.add_argument("--device", metavar="NAME", help=f"auto, cpu, cuda or cuda:N{recorded}")
+    group.add_argument("--dtype", metavar="NAME", help=f"auto, float32, bfloat16 or float16{recorded}")
+    group.add_argument(
+        "--quality", metavar="CLASS", help=f"loosest optimizations allowed: exact, equivalent or lossy{recorded}"
+    )
+    group.add_argument(
+        "--memory-budget", type=values.lenient(values.byte_count), metavar="4GiB", help="never plan to need more"
+    )
+    group.add_argument("--offline", action="store_true", default=None, help="never touch the network")
+    group.add_argument("--strict", action="store_true", default=None, help="a fallback is an error, not a note")
+    group.add_argument(
+        "--allow-pickle", action="store_true", default=None, help="load pickled weights, which can run code"
+    )

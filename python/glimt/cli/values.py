@@ -1,0 +1,91 @@
+"""What is typed on the command line, as values; every mistake is noted, and all are reported together."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+MAX_RANDOM_SEED = 2**31
+
+
+class Invalid(NamedTuple):
+    """Stands in the place of a value that could not be read, until all of them are reported."""
+
+    reason: str
+
+
+class Size(NamedTuple):
+    """Of a video, in pixels, in the order in which it is typed."""
+
+    width: int
+    height: int
+
+
+def lenient(convert: Callable[[str], Any]) -> Callable[[str], Any]:
+    """``convert`` as a ``type`` for argparse that notes its ValueError instead of ending at the first."""
+
+    def read(text: str) -> Any:
+        try:
+            return convert(text)
+        except ValueError as error:
+            return Invalid(str(error))
+
+    return read
+
+
+def whole_number(text: str) -> int:
+    """An integer. Range and meaning are checked where the model is known."""
+    if not re.fullmatch(r"[+-]?[0-9]{1,30}", text.strip()):
+        raise ValueError(f"{text!r} is not a whole number")
+    return int(text)
+
+
+def number(text: str) -> float:
+    """A finite decimal number."""
+    try:
+        value = float(text)
+    except ValueError:
+        hint = "; write the decimal point as '.'" if re.fullmatch(r"\d+,\d+", text.strip()) else ""
+        raise ValueError(f"{text!r} is not a number{hint}") from None
+    if not math.isfinite(value):
+        raise ValueError(f"{text!r} is not a finite number")
+    return value
+
+
+def frame_rate(text: str) -> float:
+    """``24``, ``23.976`` or ``24000/1001``."""
+    try:
+        return float(Fraction(text.replace(" ", "")))
+    except (ValueError, ZeroDivisionError, OverflowError):
+        raise ValueError(f"{text!r} is not a frame rate; write 24, 23.976 or 24000/1001") from None
+
+
+def seed(text: str) -> int:
+    """A whole number, or ``random`` for one drawn now (it is printed, and recorded in the file)."""
+    if text.strip().lower() == "random":
+        import secrets
+
+        return secrets.randbelow(MAX_RANDOM_SEED)
+    return whole_number(text)
+
+
+def size(text: str) -> Size:
+    """``WIDTHxHEIGHT``, as ``832x480``."""
+    match = re.fullmatch(r"\s*([0-9]{1,6})\s*[xX*\u00d7]\s*([0-9]{1,6})\s*", text)  # \u00d7 is the multiplication sign
+    if not match:
+        raise ValueError(f"{text!r} is not a size; write WIDTHxHEIGHT, as 832x480")
+    return Size(int(match[1]), int(match[2]))
+
+
+def byte_count(text: str) -> int:
+    """``4GiB``, ``4G`` (the same), ``500MB`` (decimal), or plain bytes."""
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(?:([kmgt])(i?b)?|b)?\s*", text.lower())
+    if not match:
+        raise ValueError(f"{text!r} is not an amount of memory; write 4GiB, 500MB, or a number of bytes")
+    amount, prefix, unit = match.groups()
+    base = 1000 if unit == "b" else 1024
+    exponent = "kmgt".index(prefix) + 1 if prefix else 0
+    return round(Fraction(amount) * int(base**exponent))
