@@ -22,7 +22,7 @@ def initial_latents(shape: Sequence[int], seed: int) -> torch.Tensor:
     more, those of its list of generators seeded ``seed, seed + 1, ...``. Raises RequestError for a seed (of any row)
     outside 0 .. 2^63 - 1.
     """
-    return _rows(shape, [_checked(seed, row) for row in range(shape[0])])
+    return _rows(shape, _row_seeds(shape, seed))
 
 
 def renoise(shape: Sequence[int], seed: int, step: int) -> torch.Tensor:
@@ -32,7 +32,7 @@ def renoise(shape: Sequence[int], seed: int, step: int) -> torch.Tensor:
     SHA-256("glimt renoise {seed + b} {step}"). So it depends on the seed and the step alone: not on what was drawn
     before, on the batch, or on other requests.
     """
-    return _rows(shape, [_derived(_checked(seed, row), step) for row in range(shape[0])])
+    return _rows(shape, [_derived(row_seed, step) for row_seed in _row_seeds(shape, seed)])
 
 
 def _rows(shape: Sequence[int], seeds: Sequence[int]) -> torch.Tensor:
@@ -46,7 +46,8 @@ def _derived(seed: int, step: int) -> int:
     return int.from_bytes(digest[:8], "little")
 
 
-def _checked(seed: int, row: int) -> int:
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED - row:
-        raise RequestError(f"seed: {seed!r} is not a whole number from 0 to {MAX_SEED - row}")
-    return seed + row
+def _row_seeds(shape: Sequence[int], seed: int) -> range:
+    last = MAX_SEED - (shape[0] - 1)
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= last:
+        raise RequestError(f"seed: {seed!r} is not a whole number from 0 to {last}")
+    return range(seed, seed + shape[0])

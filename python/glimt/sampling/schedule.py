@@ -77,9 +77,10 @@ class ScheduleSpec:
 class Schedule:
     """One run's noise levels.
 
-    ``sigmas``: S + 1 values in [0, 1], strictly decreasing, the last 0; ``timesteps``: the S values fed to the network.
-    Both are exact values of the dtypes in the module's table, so ``torch.tensor(sigmas, dtype=torch.float32)`` gives
-    Diffusers' bits. ``shift`` is None where none applies (rcm, and wherever ``mu`` took its place).
+    ``sigmas``: S + 1 values from 1 (up to rounding; UniPC: 1 - 1e-6; rCM: 80/81) strictly down to 0. ``timesteps``: the
+    S values fed to the network. Both are exact values of the dtypes in the module's table, so that
+    ``torch.tensor(sigmas, dtype=torch.float32)`` has Diffusers' bits. ``shift`` is None where none applies (rcm, and
+    wherever ``mu`` took its place).
     """
 
     solver: str
@@ -257,7 +258,7 @@ def from_scheduler_config(config: Mapping[str, object]) -> ScheduleSpec:
 
     Absent keys have Diffusers' defaults; keys that begin with ``_`` are its bookkeeping. Keys without effect on flow
     matching (betas and the like) may hold anything. Raises CheckpointError naming every unknown key and every value
-    that glimt would have to ignore or that makes Diffusers itself compute 0/0.
+    that glimt would have to ignore.
     """
     name = config.get("_class_name")
     rules = _CONFIG_RULES.get(str(name))
@@ -284,7 +285,7 @@ def from_scheduler_config(config: Mapping[str, object]) -> ScheduleSpec:
 def _spec_of(name: str, values: Mapping[str, Any]) -> ScheduleSpec:
     unipc = name == "UniPCMultistepScheduler"
     if unipc and values["solver_order"] > 1 and not values["lower_order_final"]:
-        raise CheckpointError(f"{name}: lower_order_final must be true: a second-order step to sigma 0 is 0/0")
+        raise CheckpointError(f"{name}: lower_order_final must be true; a second-order step to sigma 0 divides by 0")
     return ScheduleSpec(
         solver="unipc" if unipc else "euler",
         shift=float(values["flow_shift" if unipc else "shift"]),
