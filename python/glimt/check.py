@@ -23,15 +23,18 @@ _MODEL_DEFAULTS = (
     "solver",
     "shift",
 )
+# Solvers of distilled models, with the steps they are mostly distilled for; without a shift they use their own.
+FEW_STEPS = {"dmd": 3, "rcm": 4}
 _FLOATS = ("fps", "guidance_scale", "guidance_scale_2", "shift")
 
 
 def check_request(request: GenerateRequest, card: Card) -> ResolvedRequest:
     """See :meth:`glimt.request.GenerateRequest.resolve`."""
     values = {field.name: getattr(request, field.name) for field in fields(request)}
+    defaults = _defaults(request, card)
     for name in _MODEL_DEFAULTS:
         if values[name] is None:
-            values[name] = getattr(card, name)
+            values[name] = defaults[name]
     problems = [
         *_text_problems(values),
         *_shape_problems(values, card),
@@ -49,6 +52,17 @@ def check_request(request: GenerateRequest, card: Card) -> ResolvedRequest:
     for name in _FLOATS:
         values[name] = None if values[name] is None else float(values[name])
     return ResolvedRequest(**values)
+
+
+def _defaults(request: GenerateRequest, card: Card) -> dict[str, Any]:
+    """The model's defaults; for a solver that is not the model's own, that solver's number of steps and shift."""
+    defaults = {name: getattr(card, name) for name in _MODEL_DEFAULTS}
+    solver = card.solver if request.solver is None else request.solver
+    if solver in FEW_STEPS:
+        defaults["shift"] = card.shift if solver == card.solver and solver != "rcm" else None
+        if solver != card.solver:
+            defaults["num_inference_steps"] = FEW_STEPS[solver]
+    return defaults
 
 
 def _text_problems(values: dict[str, Any]) -> Iterator[str]:
@@ -96,14 +110,22 @@ def _number_problems(values: dict[str, Any]) -> Iterator[str]:
         yield f"seed: {values['seed']!r} is not a whole number from 0 to {last}{_clamped(values['seed'], 0, last)}"
     if not _finite(values["fps"]) or not 0 < values["fps"] <= 240:
         yield f"fps: {values['fps']!r} is not a number above 0 and at most 240"
-    if not _finite(values["shift"]) or values["shift"] <= 0:
-        yield f"shift: {values['shift']!r} is not a finite number above 0"
+    yield from _shift_problems(values["shift"], values["solver"])
     for name in ("guidance_scale", "guidance_scale_2"):
         scale = values[name]
         if name == "guidance_scale_2" and scale is None:
             continue
         if not _finite(scale) or scale < 0:
             yield f"{name}: {scale!r} is not a finite number of at least 0 (1 or less: no guidance)"
+
+
+def _shift_problems(shift: Any, solver: object) -> Iterator[str]:
+    if shift is None and solver in FEW_STEPS:
+        return
+    if not _finite(shift) or shift <= 0:
+        yield f"shift: {shift!r} is not a finite number above 0"
+    elif solver == "rcm":
+        yield f"shift: {shift!r} does not apply to solver 'rcm', whose times are fixed; leave it out"
 
 
 def _solver_problems(solver: object) -> Iterator[str]:

@@ -150,7 +150,7 @@ def _recorded_image(name: str, value: Any, problems: list[str]) -> Any:
 class ResolvedRequest:
     """A legal request for one model: every field has its value. Fields as in :class:`GenerateRequest`.
 
-    ``guidance_scale_2`` is ``None`` for a model with one transformer.
+    ``guidance_scale_2`` is ``None`` for a model with one transformer, ``shift`` where the solver has its own.
     """
 
     prompt: str
@@ -164,7 +164,7 @@ class ResolvedRequest:
     guidance_scale_2: float | None
     seed: int
     solver: str
-    shift: float
+    shift: float | None
     image: ImageSource | None
     last_image: ImageSource | None
     num_videos_per_prompt: int
