@@ -106,23 +106,22 @@ def build(
 ) -> Schedule:
     """The schedule of ``num_inference_steps`` steps of ``solver`` ("unipc", "euler", "dmd" or "rcm").
 
-    ``shift`` None takes the checkpoint's own (``spec``). ``mu`` is the log of the shift ("exponential") or the shift
-    itself ("linear") and is needed, and allowed, only where the spec's ``dynamic_shift`` is set.
-    Raises RequestError with every problem and the nearest legal values.
+    ``shift`` None takes the checkpoint's own (``spec``); rCM's times are fixed and have none. ``mu`` is the log of the
+    shift ("exponential") or the shift itself ("linear") and is needed, and allowed, only where the spec's
+    ``dynamic_shift`` is set. Raises RequestError with every problem and the nearest legal values.
     """
     spec = spec or ScheduleSpec()
     problems = _problems(solver, num_inference_steps, shift, spec, mu)
     if problems:
         raise RequestError(*problems)
-    if shift is None and solver != "rcm":
+    if shift is None:
         shift = spec.dmd_shift if solver == "dmd" else spec.shift
-    make_table = _TABLES[solver]
-    sigmas, timesteps = make_table(num_inference_steps, 1.0 if shift is None else shift, spec, mu)
+    sigmas, timesteps = _TABLES[solver](num_inference_steps, shift, spec, mu)
     return Schedule(
         solver=solver,
         sigmas=tuple(float(s) for s in sigmas),
         timesteps=tuple(float(t) for t in timesteps),
-        shift=None if mu is not None else shift,
+        shift=None if solver == "rcm" or mu is not None else shift,
         num_train_timesteps=spec.num_train_timesteps,
         unipc=spec.unipc,
     )
@@ -214,7 +213,7 @@ def _problems(
         return [f"solver: {solver!r} is not one of {', '.join(map(repr, SOLVERS))}{did_you_mean(str(solver), SOLVERS)}"]
     found = (
         _steps_problem(solver, num_inference_steps, spec),
-        _shift_problem(solver, shift),
+        _shift_problem(shift),
         _mu_problem(solver, spec, mu),
     )
     return [problem for problem in found if problem]
@@ -232,12 +231,10 @@ def _steps_problem(solver: str, steps: int, spec: ScheduleSpec) -> str:
     return f"num_inference_steps: {steps!r} is not {legal}, which solver {solver!r} needs{near}"
 
 
-def _shift_problem(solver: str, shift: float | None) -> str:
+def _shift_problem(shift: float | None) -> str:
     low, high = _SHIFT_RANGE
-    if shift is None or (solver != "rcm" and _is_number(shift, low, high)):
+    if shift is None or _is_number(shift, low, high):
         return ""
-    if solver == "rcm":
-        return f"shift: {shift!r} cannot apply to solver 'rcm', whose times are fixed; leave it out"
     near = f"; nearest: {min(max(shift, low), high)}" if _is_number(shift, -math.inf, math.inf) else ""
     return f"shift: {shift!r} is not a number from {low} to {high}{near}"
 
