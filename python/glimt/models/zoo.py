@@ -1,7 +1,7 @@
 """The models glimt knows by name, and what a request may take for granted about a model.
 
-A :class:`ModelCard` is made from a checkpoint's own configs (shapes, scale factors, experts, schedule) and, for what no
-config says (size, length, guidance, steps), from a row of ``KNOWN`` or else from the row of its variant in ``FALLBACK``.
+A :class:`ModelCard` is made from a checkpoint's configs (shapes, scale factors, experts, schedule) and, for what no
+config says (size, length, guidance, steps), from a row of ``KNOWN``, else from its variant's row in ``FALLBACK``.
 """
 
 from __future__ import annotations
