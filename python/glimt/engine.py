@@ -1,0 +1,191 @@
+"""The engine: a checkpoint made ready, and three verbs on it.
+
+    engine = Engine.load()
+    print(engine.plan(request))
+    for event in engine.stream(request): ...
+    result = engine.generate(request)
+
+An engine does not change after loading, but for components and text embeddings that it keeps once they were needed.
+Nothing of a request is stored on it: several may run at once, from several threads or interleaved, and each gives the
+bits it gives alone.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+from functools import cached_property
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from glimt.config import EngineConfig
+from glimt.errors import GlimtError
+from glimt.models.zoo import BUNDLED, ModelCard
+from glimt.pipeline.components import Components
+from glimt.pipeline.events import Event, FrameChunk, Frames, StageEvent
+from glimt.pipeline.run import run
+from glimt.plan import GenerationPlan, Planner
+from glimt.report import Provenance, RunReport, VideoResult, frames_sha256
+from glimt.request import GenerateRequest, ResolvedRequest
+from glimt.weights.hub import open_model
+
+Request = GenerateRequest | ResolvedRequest
+
+
+class Engine:
+    """A checkpoint, a configuration, and what it takes to run requests. Made by :meth:`load` or :meth:`open`."""
+
+    def __init__(self, planner: Planner, components: Components) -> None:
+        self._planner = planner
+        self._components = components
+
+    @classmethod
+    def load(
+        cls,
+        model: str | os.PathLike[str] = BUNDLED,
+        config: EngineConfig | None = None,
+        *,
+        base: str | os.PathLike[str] | None = None,
+        **overrides: Any,
+    ) -> Engine:
+        """An engine with the transformer and the VAE in memory; the text encoder follows with the first new prompt.
+
+        Args:
+            model: ``"glimt-world"`` (bundled), a folder in the Diffusers layout, a safetensors file in the official
+                Wan layout, or a Hub id.
+            config: settings; the defaults when not given.
+            base: for a file or folder that holds a transformer alone: the model that has the other components.
+            overrides: single settings, as in ``device="cpu"``; they win over ``config``.
+
+        Raises:
+            RequestError: unknown or bad settings, a device that is not there.
+            CheckpointError: no such model, or everything that is wrong with it.
+        """
+        engine = cls.open(model, config, base=base, **overrides)
+        engine._components.transformer(0)
+        engine._components.vae()
+        return engine
+
+    @classmethod
+    def open(
+        cls,
+        model: str | os.PathLike[str] = BUNDLED,
+        config: EngineConfig | None = None,
+        *,
+        base: str | os.PathLike[str] | None = None,
+        **overrides: Any,
+    ) -> Engine:
+        """As :meth:`load`, but reads configs and headers only, which is enough to plan; weights follow when needed."""
+        settings = (config or EngineConfig()).override(**overrides)
+        folder = open_model(model, base=base, offline=settings.offline, allow_pickle=settings.allow_pickle)
+        planner = Planner.of(folder, settings)
+        return cls(planner, Components(folder, planner.device, planner.dtype, settings.allow_pickle))
+
+    @property
+    def card(self) -> ModelCard:
+        """What the model is, and its defaults."""
+        return self._planner.card
+
+    @property
+    def config(self) -> EngineConfig:
+        return self._planner.config
+
+    @property
+    def device(self) -> str:
+        """``cpu`` or ``cuda:<index>``."""
+        return self._planner.device
+
+    @property
+    def dtype(self) -> str:
+        """Of the networks' arithmetic."""
+        return self._planner.dtype
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256, in hex, over everything the checkpoint is made of. Reads every byte once."""
+        return self._planner.folder.digest()
+
+    def plan(self, request: Request) -> GenerationPlan:
+        """What ``request`` will do and need. Runs no network.
+
+        A request that needs more memory than there is gets a plan too: ``plan.fits`` is false, and it says what would.
+
+        Raises:
+            RequestError: every field that is wrong for this model.
+        """
+        return self._planner.plan(request, self._components.held_bytes())
+
+    def stream(self, request: Request) -> Generator[Event, None, None]:
+        """Run ``request``; yields stage events, a step state after every step, frames as they are decoded.
+
+        The request is checked here and now; the work is done as events are taken. Closing the generator (or leaving a
+        loop over it and dropping it) cancels within a step and frees the request's memory. The last event is
+        ``StageEvent("done")`` with the report.
+
+        Raises:
+            RequestError: as :meth:`plan`. MemoryBudgetError: it does not fit; says what would.
+            CheckpointError: from the generator: a component that cannot be loaded.
+            NonFiniteError: from the generator: NaN, infinity or flat latents.
+        """
+        return self._run(request)[1]
+
+    def generate(self, request: Request, *, keep_latents: bool = False) -> VideoResult:
+        """Run ``request`` to its end. Raises what :meth:`stream` and its generator raise.
+
+        Args:
+            keep_latents: also keep the finished latents.
+        """
+        kept: list[Any] | None = [] if keep_latents else None
+        plan, events = self._run(request, kept)
+        chunks: list[list[Frames]] = [[] for _ in plan.request.seeds]
+        report: RunReport | None = None
+        for event in events:
+            if isinstance(event, FrameChunk):
+                chunks[event.variant].append(event.frames)
+            elif isinstance(event, StageEvent):
+                report = event.report or report
+        videos = tuple(np.concatenate(parts) for parts in chunks)
+        if report is None:
+            raise GlimtError("the run ended without a report")
+        provenance = self._provenance(plan, tuple(frames_sha256(frames) for frames in videos))
+        return VideoResult(videos, plan.request.fps, report, provenance, None if kept is None else tuple(kept))
+
+    def provenance(self, request: Request, variant: int = 0) -> dict[str, Any]:
+        """The settings record that belongs into the file of one variant of ``request``; see ``glimt.video.record``."""
+        return self._provenance(self.plan(request), ()).record(variant)
+
+    def close(self) -> None:
+        """Let go of all components and embeddings. Runs under way go on; a later request loads anew."""
+        self._components.clear()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Engine({self.card.name!r}, device={self.device!r}, dtype={self.dtype!r})"
+
+    def _run(
+        self, request: Request, keep: list[Any] | None = None
+    ) -> tuple[GenerationPlan, Generator[Event, None, None]]:
+        plan = self.plan(request)
+        plan.require_fit()
+        return plan, run(self._components, plan, keep)
+
+    def _provenance(self, plan: GenerationPlan, digests: tuple[str, ...]) -> Provenance:
+        return Provenance(
+            model=plan.model,
+            model_digest=self.digest,
+            request=plan.request,
+            config=self.config.to_dict(),
+            device=plan.device,
+            dtype=plan.dtype,
+            implementations=plan.implementations,
+            frames_sha256=digests,
+        )

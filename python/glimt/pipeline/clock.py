@@ -1,0 +1,87 @@
+"""The account of one run: time and memory of each stage, what to tell the caller, and the report in the end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from glimt.env import peak_rss_bytes, rss_bytes
+from glimt.pipeline.events import StageEvent
+from glimt.plan import GenerationPlan
+from glimt.report import RunReport, StageReport
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Clock:
+    """Local to one run. Time that a consumer of the events takes is counted in the whole, not in the stage."""
+
+    def __init__(self, plan: GenerationPlan) -> None:
+        self._plan = plan
+        self._began = time.perf_counter()
+        self._seconds = {stage.name: 0.0 for stage in plan.stages}
+        self._peaks = {stage.name: 0 for stage in plan.stages}
+        self._notes = list(plan.notes)
+
+    def begin(self, stage: str, variant: int = 0) -> StageEvent:
+        return StageEvent(stage, "begin", self._elapsed_ms(), variant)
+
+    def end(self, stage: str, variant: int = 0, notes: tuple[str, ...] = ()) -> StageEvent:
+        self._notes += notes
+        return StageEvent(stage, "end", self._elapsed_ms(), variant, note="; ".join(notes))
+
+    def done(self) -> StageEvent:
+        """The last event of a run."""
+        return StageEvent("done", "end", self._elapsed_ms(), report=self._report())
+
+    @contextmanager
+    def timing(self, stage: str) -> Iterator[None]:
+        """Count what happens inside as this stage's."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[stage] += time.perf_counter() - start
+            self._peaks[stage] = max(self._peaks[stage], _memory_bytes(self._plan.device))
+
+    def timed(self, stage: str, items: Generator[T, None, R]) -> Generator[T, None, R]:
+        """The same items, each one's making counted as this stage's; closing this closes them."""
+        try:
+            while True:
+                with self.timing(stage):
+                    try:
+                        item = next(items)
+                    except StopIteration as stop:
+                        return stop.value
+                yield item
+                del item
+        finally:
+            items.close()
+
+    def _elapsed_ms(self) -> float:
+        return (time.perf_counter() - self._began) * 1000
+
+    def _report(self) -> RunReport:
+        stages = tuple(
+            StageReport(s.name, self._seconds[s.name] * 1000, s.seconds, self._peaks[s.name], s.peak_bytes)
+            for s in self._plan.stages
+        )
+        return RunReport(
+            stages=stages,
+            total_ms=self._elapsed_ms(),
+            peak_rss_bytes=peak_rss_bytes(),
+            implementations=self._plan.implementations,
+            fallbacks=self._plan.fallbacks,
+            notes=tuple(self._notes),
+        )
+
+
+def _memory_bytes(device: str) -> int:
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.memory_allocated(device)
+    return rss_bytes()

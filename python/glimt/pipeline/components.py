@@ -1,0 +1,139 @@
+"""The networks of an engine: loaded when first needed, kept, let go of when memory is short. Safe between threads."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from glimt.models.image import ImageEncoder, load_processor
+from glimt.models.text import PromptTokenizer, TextEncoder
+from glimt.models.umt5 import Umt5Encoder
+from glimt.models.wan.config import WanTransformerConfig
+from glimt.models.wan.transformer import WanTransformer
+from glimt.models.wan.vae import WanVae
+from glimt.models.zoo import TEXT_TOKENS
+from glimt.pipeline.condition import Picture
+from glimt.pipeline.denoise import EXPERTS
+from glimt.weights.folder import CheckpointFolder
+
+T = TypeVar("T")
+EMBEDDINGS_BYTES = 64 * 2**20
+
+
+class Embeddings:
+    """Text embeddings of the prompts used last, without their padding, up to ``limit_bytes`` together.
+
+    They belong to one engine and so to one text encoder: the prompt is key enough.
+    """
+
+    def __init__(self, limit_bytes: int = EMBEDDINGS_BYTES) -> None:
+        self._limit_bytes = limit_bytes
+        self._held: OrderedDict[str, tuple[Tensor, str]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, text: str) -> tuple[Tensor, str] | None:
+        """Rows [L, text_dim] of a prompt and the note on how it was cut; ``None`` if it is not here."""
+        with self._lock:
+            if text in self._held:
+                self._held.move_to_end(text)
+            return self._held.get(text)
+
+    def put(self, text: str, rows: Tensor, note: str) -> None:
+        with self._lock:
+            self._held[text] = (rows, note)
+            while self.size_bytes() > self._limit_bytes and len(self._held) > 1:
+                self._held.popitem(last=False)
+
+    def size_bytes(self) -> int:
+        return sum(rows.nbytes for rows, _ in self._held.values())
+
+    def clear(self) -> None:
+        with self._lock:
+            self._held.clear()
+
+
+class Components:
+    """The components of one checkpoint on one device in one dtype."""
+
+    def __init__(self, folder: CheckpointFolder, device: str, dtype: str, allow_pickle: bool) -> None:
+        self._folder, self._device, self._allow_pickle = folder, device, allow_pickle
+        self._dtype: torch.dtype = getattr(torch, dtype)
+        self._held: dict[str, Any] = {}
+        self._locks = {name: threading.Lock() for name in folder.components}
+        self._embeddings = Embeddings()
+
+    def transformer(self, expert: int) -> WanTransformer:
+        """The transformer, or of a model with two: 0 for high noise, 1 for low. Raises CheckpointError."""
+        return self._get(EXPERTS[expert], lambda: cast(WanTransformer, self._load(EXPERTS[expert])))
+
+    def vae(self) -> WanVae:
+        """The VAE. Raises CheckpointError."""
+        return self._get("vae", lambda: cast(WanVae, self._load("vae")))
+
+    def embed_texts(self, texts: tuple[str, ...]) -> tuple[Tensor, tuple[str, ...]]:
+        """[len(texts), L, text_dim] with zero rows after each prompt's own, and notes on prompts that were cut."""
+        found = [self._embed(text) for text in texts]
+        out = found[0][0].new_zeros(len(texts), TEXT_TOKENS, found[0][0].shape[1])
+        for index, (rows, _) in enumerate(found):
+            out[index, : len(rows)] = rows
+        names = ("prompt", "negative prompt")
+        return out, tuple(f"{name}: {note}" for name, (_, note) in zip(names, found, strict=False) if note)
+
+    def embed_pictures(self, pictures: list[Picture]) -> Tensor | None:
+        """CLIP tokens [len(pictures), Li, image_dim], or ``None`` where the transformer has no branch for them."""
+        config = WanTransformerConfig.from_dict(self._folder.component("transformer").config)
+        if config.image_dim is None:
+            return None
+        encoder = self._get("image_encoder", self._load_image_encoder)
+        return encoder.encode(cast(list[Any], pictures))
+
+    def release(self, *names: str) -> None:
+        """Keep these no longer; runs that use them still do."""
+        for name in names:
+            if name in self._locks:
+                with self._locks[name]:
+                    self._held.pop(name, None)
+
+    def clear(self) -> None:
+        self.release(*self._locks)
+        self._embeddings.clear()
+
+    def held_bytes(self) -> int:
+        """Weights in memory now."""
+        return sum(_weights_bytes(value) for value in list(self._held.values()))
+
+    def _get(self, name: str, load: Callable[[], T]) -> T:
+        self._folder.component(name)  # raises for one that is not there
+        with self._locks[name]:
+            if name not in self._held:
+                self._held[name] = load()
+            return cast(T, self._held[name])
+
+    def _load(self, name: str) -> nn.Module:
+        return self._folder.load_component(name, self._device, self._dtype, allow_pickle=self._allow_pickle)
+
+    def _load_text_encoder(self) -> TextEncoder:
+        tokenizer = PromptTokenizer(self._folder.component("tokenizer").path, TEXT_TOKENS)
+        return TextEncoder(cast(Umt5Encoder, self._load("text_encoder")), tokenizer, cache_size=1)
+
+    def _load_image_encoder(self) -> ImageEncoder:
+        processor = load_processor(self._folder.component("image_processor").path)
+        return ImageEncoder(self._load("image_encoder"), processor)
+
+    def _embed(self, text: str) -> tuple[Tensor, str]:
+        found = self._embeddings.get(text)
+        if found is None:
+            encoded = self._get("text_encoder", self._load_text_encoder).encode(text)
+            found = (encoded.embeds[0, : encoded.tokens.kept].clone(), encoded.tokens.note)
+            self._embeddings.put(text, *found)
+        return found
+
+
+def _weights_bytes(component: Any) -> int:
+    module = component if isinstance(component, nn.Module) else component.model
+    return sum(parameter.nbytes for parameter in module.parameters())

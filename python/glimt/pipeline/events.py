@@ -1,0 +1,95 @@
+"""What a running request tells: stages beginning and ending, denoising steps, finished frames. All frozen values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from glimt.report import RunReport
+
+Frames: TypeAlias = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class StageEvent:
+    """A stage begins or ends.
+
+    Attributes:
+        stage: ``text``, ``image``, ``denoise``, ``decode``, and last ``done``.
+        status: ``begin`` or ``end``; ``done`` only ends.
+        elapsed_ms: since the request began.
+        variant: which of the request's videos; 0 for stages they share.
+        note: something the caller should know, such as how a prompt was cut; "" mostly.
+        report: on ``done`` only.
+    """
+
+    stage: str
+    status: str
+    elapsed_ms: float
+    variant: int = 0
+    note: str = ""
+    report: RunReport | None = None
+
+
+@dataclass(frozen=True)
+class StepState:
+    """After one denoising step.
+
+    Attributes:
+        step: steps done, 1 to ``num_steps``.
+        sigma, timestep: noise level this step started from, and what the network was fed.
+        expert: 0, or 1 for the low-noise transformer of a model with two.
+        elapsed_ms: since this variant's denoising began.
+        eta_s: seconds that the steps left should take at the pace so far.
+        x0: the step's estimate of the finished latents, [1, C, f, h, w] float32, normalized; do not write to it.
+        variant: which of the request's videos.
+        stage: always ``denoise``.
+    """
+
+    step: int
+    num_steps: int
+    sigma: float
+    timestep: float
+    expert: int
+    elapsed_ms: float
+    eta_s: float
+    x0: Tensor = field(repr=False)
+    variant: int = 0
+    stage: str = "denoise"
+    _decode: Callable[[Tensor], Frames] | None = field(default=None, repr=False, compare=False)
+
+    def preview(self) -> Frames | None:
+        """Stills [n, H, W, 3] uint8 of the first, middle and last latent frame of ``x0``; ``None`` unless the request's
+        ``preview_every`` asks for one at this step.
+
+        Computed when called, by the full VAE: each still costs what one latent frame of the final decode costs. Each is
+        decoded as if it began a clip, so later ones are softer than the frames they stand for.
+        """
+        return None if self._decode is None else self._decode(self.x0)
+
+
+@dataclass(frozen=True)
+class FrameChunk:
+    """Finished frames, in order.
+
+    Attributes:
+        index: number of the first of them in the clip, from 0.
+        frames: [n, H, W, 3] uint8 RGB, the caller's to keep.
+        fps: frames per second of the clip.
+        variant: which of the request's videos.
+    """
+
+    index: int
+    frames: Frames = field(repr=False)
+    fps: float
+    variant: int = 0
+
+
+Event: TypeAlias = StageEvent | StepState | FrameChunk

@@ -1,0 +1,97 @@
+"""One request from beginning to end, as a generator of events. Its state is its own; closing it frees everything."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from glimt.models.wan.transformer import WanTransformer
+from glimt.models.wan.vae import WanVae
+from glimt.pipeline.clock import Clock
+from glimt.pipeline.condition import Condition, Picture, known_channels, known_first_frame, load_picture, to_pixels
+from glimt.pipeline.decode import decode, decode_stills
+from glimt.pipeline.denoise import Prompts, Velocity, denoise
+from glimt.pipeline.events import Event, Frames
+from glimt.plan import GenerationPlan
+
+
+class Models(Protocol):
+    """The networks of a run, wherever they come from. Calls may load what they name."""
+
+    def transformer(self, expert: int) -> WanTransformer: ...
+
+    def vae(self) -> WanVae: ...
+
+    def embed_texts(self, texts: tuple[str, ...]) -> tuple[Tensor, tuple[str, ...]]:
+        """[len(texts), L, text_dim] zero-padded, and notes on what was cut."""
+
+    def embed_pictures(self, pictures: list[Picture]) -> Tensor | None:
+        """CLIP tokens [len(pictures), Li, image_dim], or ``None`` where the transformer takes none."""
+
+    def release(self, *names: str) -> None:
+        """These components are not needed for a while."""
+
+
+def run(models: Models, plan: GenerationPlan, keep: list[Tensor] | None = None) -> Generator[Event, None, None]:
+    """Run a plan: stage events, a step state per step, frame chunks as they are decoded, and last a report.
+
+    Args:
+        keep: gathers the finished latents of each variant, where a list is given.
+    """
+    clock, asked = Clock(plan), plan.request
+    yield clock.begin("text")
+    with clock.timing("text"):
+        texts, notes = models.embed_texts((asked.prompt, asked.negative_prompt)[: 2 if asked.guided else 1])
+        _let_go(models, plan, "text_encoder")
+    yield clock.end("text", notes=notes)
+    condition, image = Condition(), None
+    if asked.image is not None:
+        yield clock.begin("image")
+        with clock.timing("image"):
+            condition, image = _look(models, plan)
+            _let_go(models, plan, "image_encoder", "vae")
+        yield clock.end("image")
+    velocity = Velocity(models, plan, Prompts(texts, image), condition)
+    for variant in range(asked.num_videos_per_prompt):
+        yield clock.begin("denoise", variant)
+        stills = partial(_stills, models)
+        latents = yield from clock.timed("denoise", denoise(velocity, plan, condition, variant, stills))
+        yield clock.end("denoise", variant)
+        if keep is not None:
+            keep.append(latents)
+        if plan.staged:
+            velocity.forget()
+            models.release("transformer", "transformer_2")
+        yield clock.begin("decode", variant)
+        yield from clock.timed("decode", decode(models.vae(), latents, plan, variant))
+        _let_go(models, plan, "vae")
+        yield clock.end("decode", variant)
+    yield clock.done()
+
+
+@torch.inference_mode()
+def _look(models: Models, plan: GenerationPlan) -> tuple[Condition, Tensor | None]:
+    """The request's images as a condition, and as CLIP tokens where the transformer takes them."""
+    sources = [source for source in (plan.request.image, plan.request.last_image) if source is not None]
+    pictures = [load_picture(source) for source in sources]
+    vae = models.vae()
+    weight = vae.post_quant_conv.weight
+    pixels = [to_pixels(p, plan.clip.height, plan.clip.width).to(weight.device, weight.dtype) for p in pictures]
+    if plan.known_frames:
+        return known_first_frame(vae, pixels[0]), None
+    last = pixels[1] if len(pixels) > 1 else None
+    condition = known_channels(vae, pixels[0], last, plan.clip, plan.latents, vae.config.scale_factor_temporal)
+    return condition, models.embed_pictures(pictures)
+
+
+def _stills(models: Models, x0: Tensor) -> Frames:
+    return decode_stills(models.vae(), x0)
+
+
+def _let_go(models: Models, plan: GenerationPlan, *names: str) -> None:
+    if plan.staged:
+        models.release(*names)

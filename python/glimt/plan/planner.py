@@ -1,0 +1,284 @@
+"""From a request and a checkpoint's configs to a plan. Reads no weights, runs no network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from glimt import memory, profile
+from glimt.config import EngineConfig
+from glimt.errors import RequestError
+from glimt.models.wan.config import WanTransformerConfig, WanVaeConfig
+from glimt.models.zoo import ModelCard, make_card
+from glimt.plan.value import GenerationPlan, OpChoice, StagePlan
+from glimt.request import GenerateRequest, ResolvedRequest
+from glimt.sampling import schedule as schedules
+from glimt.sampling.guidance import StepGuidance, plan_guidance
+from glimt.shapes import PixelGrid
+
+if TYPE_CHECKING:
+    from glimt.weights.folder import CheckpointFolder
+
+# Latent frames decoded at a time: one keeps memory least and frames flowing; more gain little (see the report's ms).
+DECODE_CHUNK = 1
+_ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_CHARS_PER_TOKEN = 3  # about, for sizing the work on a prompt before it is tokenized
+_STAGE_WEIGHTS = {
+    "text": ("text_encoder",),
+    "image": ("image_encoder", "vae"),
+    "denoise": ("transformer", "transformer_2"),
+    "decode": ("vae",),
+}
+
+
+def resolve_device(device: str) -> str:
+    """``auto`` as the device there is. Raises RequestError for a CUDA device that is not there."""
+    if device == "cpu":
+        return device
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "auto":
+        return "cuda:0" if count else "cpu"
+    index = int(device.partition(":")[2] or 0)
+    if index >= count:
+        found = (
+            f"there are {count}, cuda:0 to cuda:{count - 1}" if count else "this machine has none that PyTorch can use"
+        )
+        raise RequestError(f"device: no {device!r} here: {found}; use device='cpu' or 'auto'")
+    return f"cuda:{index}"
+
+
+def resolve_dtype(dtype: str, device: str) -> str:
+    """``auto`` as float32 on a CPU and bfloat16 on CUDA."""
+    if dtype != "auto":
+        return dtype
+    return "bfloat16" if device.startswith("cuda") else "float32"
+
+
+def _card(folder: CheckpointFolder) -> ModelCard:
+    spec = schedules.from_scheduler_config(folder.scheduler_config)
+    return make_card(
+        folder.name,
+        {"_class_name": folder.pipeline, **folder.settings},
+        WanTransformerConfig.from_dict(folder.component("transformer").config),
+        WanVaeConfig.from_dict(folder.component("vae").config),
+        shift=spec.shift,
+        solver=spec.solver,
+    )
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Plans requests for one checkpoint under one configuration; immutable."""
+
+    folder: CheckpointFolder
+    card: ModelCard
+    config: EngineConfig
+    device: str
+    dtype: str
+
+    @classmethod
+    def of(cls, folder: CheckpointFolder, config: EngineConfig) -> Planner:
+        """A planner for a checkpoint.
+
+        Raises:
+            CheckpointError: configs that do not belong together.
+            RequestError: a device that is not there.
+        """
+        device = resolve_device(config.device)
+        return cls(folder, _card(folder), config, device, resolve_dtype(config.dtype, device))
+
+    @cached_property
+    def transformer(self) -> WanTransformerConfig:
+        return WanTransformerConfig.from_dict(self.folder.component("transformer").config)
+
+    @cached_property
+    def vae(self) -> WanVaeConfig:
+        return WanVaeConfig.from_dict(self.folder.component("vae").config)
+
+    @cached_property
+    def text_encoder(self) -> Mapping[str, Any]:
+        return self.folder.component("text_encoder").config
+
+    @cached_property
+    def schedule_spec(self) -> schedules.ScheduleSpec:
+        return schedules.from_scheduler_config(self.folder.scheduler_config)
+
+    @cached_property
+    def weights_bytes(self) -> dict[str, int]:
+        """Of each component with weights, in the dtype it will run in."""
+        sized = {name: part for name, part in self.folder.components.items() if part.files}
+        item = _ITEM_BYTES[self.dtype]
+        return {name: part.num_parameters * item or part.num_bytes for name, part in sized.items()}
+
+    @cached_property
+    def ops(self) -> tuple[OpChoice, ...]:
+        """The implementation of each op on this device in this dtype. Raises RequestError under ``strict`` if a better
+        one than the one chosen is passed over."""
+        import torch
+
+        import glimt_kernels
+
+        case = glimt_kernels.Case(self.device.partition(":")[0], getattr(torch, self.dtype))
+        choices = _choices(glimt_kernels.inventory(case))
+        passed_over = [line for choice in choices for line in choice.passed_over]
+        if self.config.strict and passed_over:
+            raise RequestError(*(f"strict: {line}" for line in passed_over))
+        return choices
+
+    def plan(self, request: GenerateRequest | ResolvedRequest, held_bytes: int = 0) -> GenerationPlan:
+        """The plan of a request.
+
+        Args:
+            held_bytes: weights that are in memory already; they count as room in the budget.
+
+        Raises:
+            RequestError: every field that is wrong for this model.
+        """
+        asked = request if isinstance(request, ResolvedRequest) else request.resolve(self.card)
+        self._check_positions(asked)
+        schedule = schedules.build(asked.solver, asked.num_inference_steps, asked.shift, spec=self.schedule_spec)
+        guidance = plan_guidance(schedule, asked.guidance_scale, asked.guidance_scale_2, self.card.boundary_ratio)
+        budget = memory.budget(self.config.memory_budget_bytes, self.device, held_bytes)
+        work = _Work(self, asked, guidance)
+        staged = max(work.peaks(asked.pixel_grid(), staged=False).values()) > budget.limit_bytes
+        stages, source = work.stages(staged)
+        return GenerationPlan(
+            model=self.card.name,
+            variant=self.card.variant,
+            request=asked,
+            clip=asked.pixel_grid(),
+            latents=asked.latent_grid(self.card),
+            tokens=asked.token_grid(self.card),
+            text_tokens=self.card.text_tokens,
+            schedule=schedule,
+            guidance=guidance,
+            device=self.device,
+            dtype=self.dtype,
+            backend=self.config.backend,
+            quality=self.config.quality,
+            ops=self.ops,
+            stages=stages,
+            rate_source=source,
+            weights_bytes=self.weights_bytes,
+            staged=staged,
+            budget=budget,
+            would_fit=work.would_fit(stages, budget.limit_bytes),
+            decode_chunk=DECODE_CHUNK,
+            known_frames=self.card.expand_timesteps,
+            notes=_notes(asked),
+        )
+
+    def _check_positions(self, asked: ResolvedRequest) -> None:
+        grid, limit = asked.token_grid(self.card), self.transformer.rope_max_seq_len
+        named = (("num_frames", grid.t), ("height", grid.y), ("width", grid.x))
+        problems = [
+            f"{name}: gives {n} positions, more than the {limit} this model knows" for name, n in named if n > limit
+        ]
+        if problems:
+            raise RequestError(*problems)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """FLOPs, bytes and seconds of one request."""
+
+    planner: Planner
+    asked: ResolvedRequest
+    guidance: tuple[StepGuidance, ...]
+
+    @property
+    def prompts(self) -> int:
+        return 2 if self.asked.guided else 1
+
+    @property
+    def text_tokens(self) -> int:
+        longest = max(len(self.asked.prompt), len(self.asked.negative_prompt) if self.asked.guided else 0)
+        return min(self.planner.card.text_tokens, 2 + longest // _CHARS_PER_TOKEN)
+
+    def flops(self) -> dict[str, int]:
+        planner, asked, tokens = self.planner, self.asked, self.text_tokens
+        latents, grid = asked.latent_grid(planner.card), asked.token_grid(planner.card)
+        count = asked.num_videos_per_prompt
+        forward = profile.transformer_flops(planner.transformer, grid, tokens)
+        forwards = sum(1 if step.scale is None else 2 for step in self.guidance)
+        experts = len({step.expert for step in self.guidance})
+        contexts = experts * self.prompts * profile.context_flops(planner.transformer, tokens)
+        found = {"text": self.prompts * profile.text_encoder_flops(planner.text_encoder, tokens)}
+        if asked.image is not None:
+            found["image"] = profile.vae_encode_flops(planner.vae, self._encoded(asked.pixel_grid()))
+        found["denoise"] = count * (forwards * forward + contexts)
+        found["decode"] = count * profile.vae_decode_flops(planner.vae, latents)
+        return found
+
+    def _encoded(self, clip: PixelGrid) -> PixelGrid:
+        """The clip that is encoded as a condition: one frame, or all of it."""
+        return PixelGrid(1, clip.height, clip.width) if self.planner.card.expand_timesteps else clip
+
+    def activations(self, clip: PixelGrid) -> dict[str, int]:
+        planner, item = self.planner, _ITEM_BYTES[self.planner.dtype]
+        card = planner.card
+        latents = clip.latents(card.z_dim, card.scale_factor_temporal, card.scale_factor_spatial)
+        tokens = latents.tokens(card.patch)
+        found = {"text": memory.text_bytes(planner.text_encoder, card.text_tokens, item)}
+        if self.asked.image is not None:
+            found["image"] = memory.encode_bytes(planner.vae, clip, item)
+        found["denoise"] = memory.denoise_bytes(
+            planner.transformer, latents, tokens, card.text_tokens, self.prompts, item
+        )
+        found["decode"] = memory.decode_bytes(planner.vae, latents, DECODE_CHUNK, item)
+        return found
+
+    def peaks(self, clip: PixelGrid, *, staged: bool) -> dict[str, int]:
+        """Bytes of each stage: all weights, or only its own, and its activations."""
+        weights = self.planner.weights_bytes
+        found = {}
+        for name, size in self.activations(clip).items():
+            own = [weights.get(part, 0) for part in _STAGE_WEIGHTS[name]]
+            # Two experts are never needed at once, so a staged run holds the larger.
+            held = (max(own) if name == "denoise" else sum(own)) if staged else sum(weights.values())
+            found[name] = held + size
+        return found
+
+    def stages(self, staged: bool) -> tuple[tuple[StagePlan, ...], str]:
+        rate = profile.machine_rate(self.planner.device, self.planner.dtype)
+        peaks = self.peaks(self.asked.pixel_grid(), staged=staged)
+        stages = tuple(
+            StagePlan(name, flops, profile.estimated_seconds(name, flops, rate), peaks[name])
+            for name, flops in self.flops().items()
+        )
+        return stages, f"estimated from {rate.flops_per_s / 1e9:.0f} GFLOP/s measured ({rate.source})"
+
+    def would_fit(self, stages: tuple[StagePlan, ...], limit_bytes: int) -> tuple[str, ...]:
+        if max(stage.peak_bytes for stage in stages) <= limit_bytes:
+            return ()
+        card = self.planner.card
+        multiple = (card.scale_factor_spatial * card.patch[1], card.scale_factor_spatial * card.patch[2])
+
+        def peak(clip: PixelGrid) -> int:
+            return max(self.peaks(clip, staged=True).values())
+
+        clip = self.asked.pixel_grid()
+        return tuple(memory.what_would_fit(peak, clip, card.scale_factor_temporal, multiple, limit_bytes))
+
+
+def _choices(inventory: list[dict[str, Any]]) -> tuple[OpChoice, ...]:
+    """From the inventory's rows, best candidate first: what is chosen, and what stands before it that cannot run."""
+    passed: dict[str, list[str]] = {}
+    choices = []
+    for row in inventory:
+        op = str(row["op"])
+        if row["chosen"]:
+            choices.append(OpChoice(op, str(row["impl"]), tuple(passed.get(op, ()))))
+        elif row["reasons"] and all(choice.op != op for choice in choices):
+            passed.setdefault(op, []).append(f"{op}: {row['impl']} cannot run here: {'; '.join(row['reasons'])}")
+    return tuple(choices)
+
+
+def _notes(asked: ResolvedRequest) -> tuple[str, ...]:
+    if asked.negative_prompt and not asked.guided:
+        return (f"negative_prompt has no effect: guidance_scale {asked.guidance_scale:g} turns guidance off",)
+    return ()

@@ -1,0 +1,242 @@
+"""What a request will do, before it does it: shapes, steps, arithmetic, implementations, memory, time.
+
+A plan is made from a checkpoint's configs and headers; no weight is read and no network is run. Every run follows one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from glimt.errors import MemoryBudgetError
+from glimt.memory import Budget
+from glimt.request import ResolvedRequest
+from glimt.sampling.guidance import StepGuidance
+from glimt.sampling.schedule import Schedule
+from glimt.shapes import LatentGrid, PixelGrid, TokenGrid
+
+_GIGABYTE = 1e9
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage, all variants together.
+
+    Attributes:
+        name: text, image, denoise or decode.
+        flops: of matrix products and convolutions (``glimt.profile``).
+        seconds: estimated.
+        peak_bytes: estimated: the weights in memory during the stage and its activations.
+    """
+
+    name: str
+    flops: int
+    seconds: float
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
+class OpChoice:
+    """Which implementation of an op runs, and why better ones do not."""
+
+    op: str
+    impl: str
+    passed_over: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class GenerationPlan:
+    """A request made concrete.
+
+    Attributes:
+        model, variant: the checkpoint.
+        request: with nothing left to defaults.
+        clip, latents, tokens: the sizes of one video. ``text_tokens``: the most a prompt may have.
+        schedule: sigmas and timesteps. ``guidance``: expert and scale of each step.
+        device, dtype, backend, quality: where and how.
+        ops: the implementation of each op.
+        stages: in order. ``rate_source``: where the estimates of seconds come from.
+        weights_bytes: of each component. ``staged``: components are let go of when their stage is over, because
+            they do not fit together.
+        budget: how much memory there is. ``would_fit``: smaller requests that fit, when this one does not.
+        decode_chunk: latent frames decoded at a time.
+        known_frames: images stand in for latent frames, with a timestep of their own (Wan 2.2 TI2V).
+        notes: what has no effect, and the like.
+    """
+
+    model: str
+    variant: str
+    request: ResolvedRequest
+    clip: PixelGrid
+    latents: LatentGrid
+    tokens: TokenGrid
+    text_tokens: int
+    schedule: Schedule = field(repr=False)
+    guidance: tuple[StepGuidance, ...] = field(repr=False)
+    device: str
+    dtype: str
+    backend: str
+    quality: str
+    ops: tuple[OpChoice, ...]
+    stages: tuple[StagePlan, ...]
+    rate_source: str
+    weights_bytes: dict[str, int]
+    staged: bool
+    budget: Budget
+    would_fit: tuple[str, ...]
+    decode_chunk: int
+    known_frames: bool = False
+    notes: tuple[str, ...] = ()
+
+    @property
+    def num_steps(self) -> int:
+        return self.schedule.num_inference_steps
+
+    @property
+    def forwards(self) -> int:
+        """Forwards of a transformer, all variants together."""
+        each = sum(1 if step.scale is None else 2 for step in self.guidance)
+        return each * self.request.num_videos_per_prompt
+
+    @property
+    def seconds(self) -> float:
+        """Estimated, without loading."""
+        return sum(stage.seconds for stage in self.stages)
+
+    @property
+    def peak_bytes(self) -> int:
+        """Estimated; the most of any stage."""
+        return max(stage.peak_bytes for stage in self.stages)
+
+    @property
+    def fits(self) -> bool:
+        return self.peak_bytes <= self.budget.limit_bytes
+
+    @property
+    def implementations(self) -> dict[str, str]:
+        return {choice.op: choice.impl for choice in self.ops}
+
+    @property
+    def fallbacks(self) -> tuple[str, ...]:
+        """Implementations that were passed over, each with its reasons."""
+        return tuple(line for choice in self.ops for line in choice.passed_over)
+
+    def stage(self, name: str) -> StagePlan:
+        return next(stage for stage in self.stages if stage.name == name)
+
+    def require_fit(self) -> None:
+        """Raise MemoryBudgetError, with what would fit, unless this fits."""
+        if self.fits:
+            return
+        worst = max(self.stages, key=lambda stage: stage.peak_bytes)
+        asked = (
+            f"{self.clip} with {self.model} needs about {_size(worst.peak_bytes)} ({worst.name}); "
+            f"the budget is {_size(self.budget.limit_bytes)} ({self.budget.source})"
+        )
+        raise MemoryBudgetError(f"{asked}. {self._advice()}")
+
+    def _advice(self) -> str:
+        if self.would_fit:
+            return f"These would fit: {'; '.join(self.would_fit)}."
+        largest = max(self.weights_bytes, key=lambda name: self.weights_bytes[name])
+        return f"No size fits: the weights of {largest} alone are {_size(self.weights_bytes[largest])}."
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able; what :func:`str` shows and the whole schedule."""
+        return {
+            "model": self.model,
+            "variant": self.variant,
+            "request": self.request.to_dict(),
+            "pixels": [3, self.clip.frames, self.clip.height, self.clip.width],
+            "latents": list(self.latents.shape(1)[1:]),
+            "tokens": [self.tokens.t, self.tokens.y, self.tokens.x],
+            "num_tokens": self.tokens.count,
+            "text_tokens": self.text_tokens,
+            "solver": self.schedule.solver,
+            "sigmas": list(self.schedule.sigmas),
+            "timesteps": list(self.schedule.timesteps),
+            "guidance": [step.scale for step in self.guidance],
+            "experts": [step.expert for step in self.guidance],
+            "forwards": self.forwards,
+            "seeds": list(self.request.seeds),
+            "device": self.device,
+            "dtype": self.dtype,
+            "backend": self.backend,
+            "quality": self.quality,
+            "implementations": self.implementations,
+            "fallbacks": list(self.fallbacks),
+            "stages": {
+                stage.name: {"flops": stage.flops, "seconds": stage.seconds, "peak_bytes": stage.peak_bytes}
+                for stage in self.stages
+            },
+            "seconds": self.seconds,
+            "seconds_source": self.rate_source,
+            "peak_bytes": self.peak_bytes,
+            "weights_bytes": dict(self.weights_bytes),
+            "staged": self.staged,
+            "budget_bytes": self.budget.limit_bytes,
+            "budget_source": self.budget.source,
+            "fits": self.fits,
+            "would_fit": list(self.would_fit),
+            "decode_chunk": self.decode_chunk,
+            "notes": list(self.notes),
+        }
+
+    def __str__(self) -> str:
+        return "\n".join([*_lines(self), "", *_stage_table(self), "", *_verdict(self)])
+
+
+def _lines(plan: GenerationPlan) -> list[str]:
+    asked, tokens = plan.request, plan.tokens
+    seeds = f"seed {asked.seed}" if len(asked.seeds) == 1 else f"seeds {asked.seeds[0]} to {asked.seeds[-1]}"
+    rows = [
+        ("model", f"{plan.model} ({plan.variant})"),
+        ("clip", f"{plan.clip} at {asked.fps:g} fps, {seeds}"),
+        ("latents", f"{list(plan.latents.shape(1))} float32"),
+        ("tokens", f"{tokens.t} x {tokens.y} x {tokens.x} = {tokens.count}; text at most {plan.text_tokens}"),
+        ("steps", _steps(plan)),
+        ("guidance", _guidance(plan)),
+        ("runs as", f"{plan.dtype} on {plan.device}, backend {plan.backend}, quality {plan.quality}"),
+        ("ops", ", ".join(f"{choice.op} {choice.impl}" for choice in plan.ops)),
+    ]
+    return [f"{name:<10}{text}" for name, text in rows]
+
+
+def _steps(plan: GenerationPlan) -> str:
+    sigmas, shift = plan.schedule.sigmas, plan.schedule.shift
+    shifted = "" if shift is None else f", shift {shift:g}"
+    return f"{plan.num_steps} of {plan.schedule.solver}{shifted}, sigma {sigmas[0]:.3f} to {sigmas[-1]:g}"
+
+
+def _guidance(plan: GenerationPlan) -> str:
+    scales = [step.scale for step in plan.guidance]
+    parts = []
+    for expert in sorted({step.expert for step in plan.guidance}):
+        mine = [scale for scale, step in zip(scales, plan.guidance, strict=True) if step.expert == expert]
+        where = f"expert {expert + 1}, {len(mine)} steps: " if plan.request.guidance_scale_2 is not None else ""
+        parts.append(where + ("off" if mine[0] is None else f"{mine[0]:g}"))
+    return f"{'; '.join(parts)} ({plan.forwards} forwards)"
+
+
+def _stage_table(plan: GenerationPlan) -> list[str]:
+    rows = [f"{'stage':<10}{'TFLOP':>10}{'seconds':>10}{'peak memory':>14}"]
+    rows += [
+        f"{stage.name:<10}{stage.flops / 1e12:>10.3f}{stage.seconds:>10.2f}{_size(stage.peak_bytes):>14}"
+        for stage in plan.stages
+    ]
+    total = sum(stage.flops for stage in plan.stages)
+    return [*rows, f"{'whole':<10}{total / 1e12:>10.3f}{plan.seconds:>10.2f}{_size(plan.peak_bytes):>14}"]
+
+
+def _verdict(plan: GenerationPlan) -> list[str]:
+    weights = ", ".join(f"{name} {_size(size)}" for name, size in plan.weights_bytes.items())
+    kept = "; each let go of after its stage" if plan.staged else ""
+    rows = [f"{'weights':<10}{weights}{kept}"]
+    verdict = "fits" if plan.fits else f"does not fit. {plan._advice()}"
+    rows.append(f"{'memory':<10}{_size(plan.budget.limit_bytes)} ({plan.budget.source}): {verdict}")
+    rows.append(f"{'estimates':<10}{plan.rate_source}; a run's report says what it really took")
+    return rows + [f"{'note':<10}{note}" for note in plan.notes]
+
+
+def _size(count: int) -> str:
+    return f"{count / _GIGABYTE:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
