@@ -148,12 +148,12 @@ json_values = st.recursive(
 def test_the_record_comes_back_from_the_file(tmp_path, request, prompt):
     frames = noise(5, 16, 24)
     given_record = {**RECORD, "request": {**request, "prompt": prompt}}
-    writer = write(tmp_path / "a.mp4", frames, "24000/1001", record=given_record, variant=2)
+    writer = write(tmp_path / "a.mp4", frames, "24000/1001", record=given_record)
     found = read_record(tmp_path / "a.mp4")
     assert {key: found[key] for key in RECORD} == given_record
     sha256 = hashlib.sha256(frames.tobytes()).hexdigest()
     assert writer.sha256 == sha256
-    facts = {"sha256": sha256, "count": 5, "height": 16, "width": 24, "fps": "24000/1001", "variant": 2}
+    facts = {"sha256": sha256, "count": 5, "height": 16, "width": 24, "fps": "24000/1001"}
     assert found["frames"] == facts
 
 
@@ -324,11 +324,11 @@ def test_a_link_is_followed_and_permissions_are_those_of_a_normal_file(tmp_path)
 
 def test_a_finished_clip_is_written_in_one_call(tmp_path):
     frames = noise(5, 16, 24)
-    write(tmp_path / "a.mp4", frames, 12, record=RECORD, variant=1)
-    mp4.write_video(tmp_path / "b.mp4", frames, 12, record=RECORD, variant=1)
+    write(tmp_path / "a.mp4", frames, 12, record=RECORD)
+    mp4.save_video(tmp_path / "b.mp4", frames, 12, record=RECORD)
     assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
     with pytest.raises(OutputError, match="shape"):
-        mp4.write_video(tmp_path / "b.mp4", frames[0], 12)
+        mp4.save_video(tmp_path / "b.mp4", frames[0], 12)
 
 
 def test_odd_names_are_names(tmp_path, monkeypatch):

@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
-        return _end(INTERRUPTED, "interrupted", ["interrupted; unfinished files were removed"], as_json)
+        return _end(INTERRUPTED, "Interrupted", ["interrupted; unfinished files were removed"], as_json)
     except BrokenPipeError:
         _abandon_streams()
         return BROKEN_PIPE
@@ -44,6 +44,8 @@ def _run(arguments: Sequence[str], as_json: bool) -> int:
         namespace = cli_parser.parse(arguments)
         return _command(namespace)
     except SystemExit as error:  # --help, --version, SIGTERM
+        if error.code == TERMINATED:
+            return _end(TERMINATED, "Interrupted", ["terminated; unfinished files were removed"], as_json)
         return error.code if isinstance(error.code, int) else OK
     except cli_parser.UsageError as error:
         hint = f"see {error.parser.prog} --help"
@@ -62,13 +64,13 @@ def _command(namespace: argparse.Namespace) -> int:
     from importlib import import_module
 
     module = import_module(f"glimt.cli.{namespace.command}")
-    if not namespace.json:
-        code: int = module.run(namespace)
-        return code
-    with contextlib.redirect_stdout(sys.stderr):  # whatever a library prints, it is not our one object
-        code, result = module.run_json(namespace)
-    print_json(result)
-    return code
+    with contextlib.redirect_stdout(sys.stderr):  # whatever a library prints, it is not the result
+        text, result, code = module.run(namespace)
+    if namespace.json:
+        print_json(result)
+    else:
+        sys.stdout.write(text + "\n")
+    return int(code)
 
 
 def print_json(value: Any) -> None:

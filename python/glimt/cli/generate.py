@@ -4,34 +4,33 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from glimt.cli.asking import Problems, engine_config, generate_request
+from glimt.cli.outcome import Outcome
 from glimt.cli.outputs import Outputs, VideoFiles
 from glimt.cli.progress import Progress, duration, progress
+
+if TYPE_CHECKING:
+    from glimt.engine import Engine
+    from glimt.request import GenerateRequest, ResolvedRequest
 
 _PREVIEWS = 10  # how many there are if it is not said how often
 
 
-def run(namespace: argparse.Namespace) -> int:
-    """Generate, and say on standard output where the files are."""
+def run(namespace: argparse.Namespace) -> Outcome:
+    """Generate, and say where the files are."""
     result = _generate(namespace)
+    lines = []
     for video in result["videos"]:
-        print(
+        lines.append(
             f"{video['path']}: {video['frames']} frames of {video['width']}x{video['height']} at {video['fps']:g} fps, "
             f"{duration(video['seconds'])}, {video['bytes'] / 1000:.0f} kB, seed {video['seed']}"
         )
-        for kind in ("webp", "gif"):
-            if kind in video:
-                print(video[kind])
-    if result["sheet"]:
-        print(result["sheet"])
-    return 0
-
-
-def run_json(namespace: argparse.Namespace) -> tuple[int, dict[str, Any]]:
-    """Generate, and return what there is to say as one object."""
-    return 0, _generate(namespace)
+        lines += [video[kind] for kind in ("webp", "gif") if kind in video]
+    lines += [result["sheet"]] if result["sheet"] else []
+    return Outcome("\n".join(lines), result)
 
 
 def _generate(namespace: argparse.Namespace) -> dict[str, Any]:
@@ -44,25 +43,39 @@ def _generate(namespace: argparse.Namespace) -> dict[str, Any]:
         outputs = Outputs.of(namespace)
         outputs.check(fps=namespace.fps or 1)
     problems.raise_any()
+    from glimt.engine import Engine
+
     with progress(namespace.quiet) as show:
         show.begin("load")
-        from glimt.engine import Engine
-
-        engine = Engine.load(namespace.model, config)
+        resolved = _check(Engine.open(namespace.model, config, base=namespace.base), request, outputs)
+        engine = Engine.load(namespace.model, config, base=namespace.base)
         show.end()
-        return _run(engine, request, outputs, namespace.preview_every, show)
+        if outputs.preview_dir is not None and namespace.preview_every is None:
+            every = max(1, round(resolved.num_inference_steps / _PREVIEWS))
+            request = dataclasses.replace(request, preview_every=every)
+        return _run(engine, request, resolved, outputs, show)
 
 
-def _run(engine: Any, request: Any, outputs: Outputs, preview_every: int | None, show: Progress) -> dict[str, Any]:
+def _check(engine: Engine, request: GenerateRequest, outputs: Outputs) -> ResolvedRequest:
+    """Everything that can be known to be wrong before the weights are read."""
+    plan = engine.plan(request)
+    asked = plan.request
+    problems = Problems()
+    with problems.gathered():
+        plan.require_fit()
+    with problems.gathered():
+        outputs.check(asked.num_frames, asked.height, asked.width, asked.fps)
+    problems.raise_any()
+    return asked
+
+
+def _run(
+    engine: Engine, request: GenerateRequest, resolved: ResolvedRequest, outputs: Outputs, show: Progress
+) -> dict[str, Any]:
     from glimt.cli.following import Previews, follow
 
-    resolved = request.resolve(engine.card)
-    outputs.check(resolved.num_frames, resolved.height, resolved.width, resolved.fps)
     previews = Previews(outputs.preview_dir, resolved.seeds) if outputs.preview_dir else None
-    if previews and preview_every is None:
-        every = max(1, round(resolved.num_inference_steps / _PREVIEWS))
-        request = dataclasses.replace(request, preview_every=every)
-    with VideoFiles(outputs, resolved, lambda variant: engine.provenance(resolved, variant)) as videos:
+    with VideoFiles(outputs, resolved, partial(engine.provenance, request)) as videos:
         report = follow(engine, request, resolved, show, videos.add, previews)
     videos.save_sheet()
     return {

@@ -4,33 +4,29 @@ from __future__ import annotations
 
 import argparse
 import platform
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from glimt import env
+from glimt.cli.outcome import Outcome
 
 
-def run(namespace: argparse.Namespace) -> int:
-    info = _info()
-    for name, version in info["versions"].items():
-        print(f"{name:<16}{version}")
-    print()
-    for device in info["devices"]:
-        print(f"{device['device']:<16}{device['name']}, {_details(device)}")
+def run(_namespace: argparse.Namespace) -> Outcome:
+    """Everything that can change what comes out or how fast."""
+    info = {"versions": env.versions(), "devices": _devices(), "implementations": _implementations()}
+    return Outcome("\n".join(_lines(info)), info)
+
+
+def _lines(info: dict[str, Any]) -> Iterator[str]:
+    yield from (f"{name:<16}{version}" for name, version in info["versions"].items())
+    yield ""
+    yield from (f"{device['device']:<16}{device['name']}, {_details(device)}" for device in info["devices"])
     for case, rows in info["implementations"].items():
-        print(f"\noperations, {case}")
+        yield f"\noperations, {case}"
         for row in rows:
             state = "runs" if row["chosen"] else "; ".join(row["reasons"]) or "could run"
-            print(f"  {row['op']:<20}{row['impl']:<12}{state}")
-    return 0
-
-
-def run_json(namespace: argparse.Namespace) -> tuple[int, dict[str, Any]]:
-    return 0, _info()
-
-
-def _info() -> dict[str, Any]:
-    return {"versions": env.versions(), "devices": _devices(), "implementations": _implementations()}
+            yield f"  {row['op']:<20}{row['impl']:<12}{state}"
 
 
 def _details(device: dict[str, Any]) -> str:

@@ -156,7 +156,7 @@ class VideoFiles:
 
         asked = self.resolved
         path, crf = self.outputs.videos[variant], self.outputs.crf
-        writer = VideoWriter(path, asked.fps, asked.height, asked.width, crf=crf, variant=variant)
+        writer = VideoWriter(path, asked.fps, asked.height, asked.width, crf=crf)
         self._open[variant] = writer.__enter__()
         return writer
 

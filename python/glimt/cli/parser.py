@@ -182,6 +182,7 @@ def _add_engine(parser: Parser, *, reproduces: bool) -> None:
         metavar="MODEL",
         help=f"name, folder, safetensors file or Hub id{recorded or '; default: the bundled glimt-world'}",
     )
+    group.add_argument("--base", metavar="MODEL", help="what a model that is only a transformer takes the rest from")
     group.add_argument("--device", metavar="NAME", help=f"auto, cpu, cuda or cuda:N{recorded}")
     group.add_argument("--dtype", metavar="NAME", help=f"auto, float32, bfloat16 or float16{recorded}")
     group.add_argument(

@@ -6,16 +6,13 @@ import argparse
 from typing import Any
 
 from glimt.cli.asking import Problems, engine_config, generate_request
+from glimt.cli.outcome import Outcome
 
 
-def run(namespace: argparse.Namespace) -> int:
-    print(_plan(namespace))
-    return 0
-
-
-def run_json(namespace: argparse.Namespace) -> tuple[int, dict[str, Any]]:
-    plan: dict[str, Any] = _plan(namespace).to_dict()
-    return 0, plan
+def run(namespace: argparse.Namespace) -> Outcome:
+    """The plan, as the engine makes it."""
+    plan = _plan(namespace)
+    return Outcome(str(plan), plan.to_dict())
 
 
 def _plan(namespace: argparse.Namespace) -> Any:
@@ -27,4 +24,4 @@ def _plan(namespace: argparse.Namespace) -> Any:
     problems.raise_any()
     from glimt.engine import Engine
 
-    return Engine.load(namespace.model, config).plan(request)
+    return Engine.open(namespace.model, config, base=namespace.base).plan(request)

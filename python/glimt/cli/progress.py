@@ -138,7 +138,7 @@ def progress(quiet: bool = False) -> Progress:
 def duration(seconds: float) -> str:
     """``0.42 s``, ``12 s``, ``3:05``, ``1:02:03``."""
     if seconds < 9.95:
-        return f"{seconds:.2g} s" if seconds < 0.995 else f"{seconds:.1f} s"
+        return f"{seconds:.2f} s" if seconds < 0.995 else f"{seconds:.1f} s"
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

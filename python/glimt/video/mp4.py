@@ -116,7 +116,6 @@ class VideoWriter:
         record: the settings record without its ``frames`` part, which the writer adds; ``None`` writes no record.
             May be set as an attribute until the end of the block.
         crf: constant rate factor of x264, 1 (best, largest) to 51.
-        variant: which of the request's videos this is; goes into the record.
     Raises:
         OutputError: bad size, rate or name; not writable; disk full; no frames were written.
         MissingDependencyError: no PyAV, or one without x264.
@@ -131,7 +130,6 @@ class VideoWriter:
         *,
         record: Mapping[str, Any] | None = None,
         crf: int = DEFAULT_CRF,
-        variant: int = 0,
     ) -> None:
         check_crf(crf)
         check_size(height, width)
@@ -139,7 +137,7 @@ class VideoWriter:
         self.fps = as_fps(fps)
         self.height, self.width = height, width
         self.record = record
-        self.crf, self.variant = crf, variant
+        self.crf = crf
         self.num_frames = 0
         self._digest = hashlib.sha256()
         self._target = files.resolve_target(path, SUFFIXES)
@@ -208,7 +206,6 @@ class VideoWriter:
             "height": self.height,
             "width": self.width,
             "fps": f"{self.fps.numerator}/{self.fps.denominator}",
-            "variant": self.variant,
         }
         return encode_record({**self.record, "frames": frames})
 
@@ -297,18 +294,17 @@ def _wrap(av: Any, source: files.StrPath, target: files.StrPath, fps: Fraction, 
                 made.mux(packet)
 
 
-def write_video(
+def save_video(
     path: files.StrPath,
     frames: npt.NDArray[np.uint8],
     fps: Fraction | float | str,
     *,
     record: Mapping[str, Any] | None = None,
     crf: int = DEFAULT_CRF,
-    variant: int = 0,
 ) -> None:
     """Write ``frames`` ``[F, H, W, 3]`` uint8 RGB as one mp4; see ``VideoWriter`` for the rest."""
     if frames.ndim != 4:
         raise OutputError(f"frames must have the shape [F, H, W, 3], not {list(frames.shape)}")
     height, width = frames.shape[1:3]
-    with VideoWriter(path, fps, height, width, record=record, crf=crf, variant=variant) as writer:
+    with VideoWriter(path, fps, height, width, record=record, crf=crf) as writer:
         writer.write(frames)

@@ -4,9 +4,9 @@ One JSON object in the ``comment`` tag, which mp4, Matroska and WebM carry and w
 The record says enough to make the frames again (``glimt reproduce FILE``) and to see whether they came out the same.
 
     {"format": "glimt-record/1",
-     "model": {"name": ..., "digest": ...},  "request": {...},  "config": {...},
+     "model": {"name": ..., "digest": ..., "components": {...}},  "request": {...},  "config": {...},
      "versions": {...},  "implementations": {...},
-     "frames": {"sha256": hex, "count": F, "height": H, "width": W, "fps": "24/1", "variant": 0}}
+     "frames": {"sha256": hex, "count": F, "height": H, "width": W, "fps": "24/1"}}
 
 ``frames.sha256`` is the SHA-256 of the uint8 RGB frames ``[F, H, W, 3]`` before encoding, in C order.
 There is no time of day in it: the same request gives the same record.
@@ -59,8 +59,12 @@ def parse_record(text: str, where: str) -> dict[str, Any]:
 
 def _faults(record: dict[str, Any]) -> list[str]:
     faults = [f"{name!r} is not an object" for name in _OBJECTS if not isinstance(record.get(name), dict)]
+    if not isinstance(record.get("config", {}), dict):
+        faults.append("'config' is not an object")
     if faults:
         return faults
+    if not isinstance(record["model"].get("components", {}), dict):
+        faults.append("'model.components' is not an object")
     if not isinstance(record["model"].get("digest"), str):
         faults.append("'model.digest' is missing")
     frames = record["frames"]

@@ -1,0 +1,119 @@
+"""``glimt reproduce``: make the frames of a video again from the record in the file, and say whether they are the same.
+
+Compared is the SHA-256 of the frames before encoding, so the encoder and its version play no part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from glimt.cli.asking import engine_config
+from glimt.cli.outcome import Outcome
+from glimt.cli.progress import Progress, progress
+from glimt.errors import CheckpointError
+from glimt.request import GenerateRequest
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from glimt.engine import Engine
+
+# What a record may decide here. Whether to run pickles or to use the network is not for a file to say.
+_RECORDED_SETTINGS = ("device", "dtype", "backend", "quality")
+
+
+def run(namespace: argparse.Namespace) -> Outcome:
+    """Exit code 0 if the frames are identical, 1 if they are not, and what is not as it was."""
+    from glimt.video.record import read_record
+
+    record = read_record(namespace.file)
+    request = _request(record)
+    settings = record.get("config", {})
+    config = engine_config(namespace, {name: settings[name] for name in _RECORDED_SETTINGS if name in settings})
+    with progress(namespace.quiet) as show:
+        show.begin("check")
+        engine = _open(namespace, record["model"].get("name"), config)
+        differences = _differences(record, engine.provenance(request))
+        show.end()
+        same_model = not any(line.startswith("model") for line in differences)
+        made = _frames_sha256(engine, request, show) if same_model or namespace.anyway else None
+    result = {
+        "file": namespace.file,
+        "identical": made == record["frames"]["sha256"],
+        "frames": record["frames"],
+        "made": made,
+        "differences": differences,
+    }
+    return Outcome("\n".join(_lines(result)), result, 0 if result["identical"] else 1)
+
+
+def _lines(result: dict[str, Any]) -> Iterator[str]:
+    count, sha256 = result["frames"]["count"], result["frames"]["sha256"]
+    if result["identical"]:
+        yield f"identical: all {count} frames are those of {result['file']} (sha256 {sha256[:16]})"
+    elif result["made"] is None:
+        yield f"not reproduced: another {result['differences'][0]}; --anyway runs it nevertheless"
+    else:
+        yield f"different: the {count} frames are not those of {result['file']}"
+        yield from (f"  {line}" for line in result["differences"])
+        if not result["differences"]:
+            yield "  model, versions and implementations are the same; the processor may be another one"
+
+
+def _request(record: dict[str, Any]) -> GenerateRequest:
+    return dataclasses.replace(GenerateRequest.from_dict(record["request"]), preview_every=0)
+
+
+def _open(namespace: argparse.Namespace, recorded: Any, config: Any) -> Engine:
+    from glimt.engine import Engine
+
+    if namespace.model is not None:
+        return Engine.open(namespace.model, config, base=namespace.base)
+    try:
+        return Engine.open(str(recorded), config, base=namespace.base)
+    except CheckpointError as error:
+        hint = f"the record names the model {recorded!r}; if it is somewhere else here, say where with --model"
+        raise CheckpointError(*error.problems, hint) from error
+
+
+def _differences(record: dict[str, Any], here: dict[str, Any]) -> list[str]:
+    """Everything that is not as it was when the video was made, the model first."""
+    found = []
+    was, now = record["model"], here["model"]
+    if was["digest"] != now["digest"]:
+        parts = _changed(was.get("components", {}), now.get("components", {}))
+        which = f" in {', '.join(parts)}" if parts else ""
+        found.append(
+            f"model: this one ({now['name']}, {now['digest'][:12]}) is not the recorded one"
+            f" ({was.get('name')}, {was['digest'][:12]}); they differ{which}"
+        )
+    for kind in ("config", "versions", "implementations"):
+        before, after = record.get(kind, {}), here[kind]
+        names = _RECORDED_SETTINGS if kind == "config" else None
+        changed = _changed(before, after, names)
+        found += [
+            f"{kind}: {name} was {before.get(name, 'absent')}, is {after.get(name, 'absent')}" for name in changed
+        ]
+    return found
+
+
+def _changed(before: dict[str, Any], after: dict[str, Any], among: tuple[str, ...] | None = None) -> list[str]:
+    names = sorted({*before, *after}) if among is None else among
+    return [name for name in names if before.get(name) != after.get(name)]
+
+
+def _frames_sha256(engine: Engine, request: GenerateRequest, show: Progress) -> str:
+    from glimt.cli.following import follow
+
+    digest = hashlib.sha256()
+
+    def add(_variant: int, frames: npt.NDArray[np.uint8]) -> None:
+        digest.update(frames.tobytes())
+
+    follow(engine, request, request.resolve(engine.card), show, add)
+    return digest.hexdigest()
