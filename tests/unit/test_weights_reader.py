@@ -268,10 +268,10 @@ def test_shards_are_found_by_index_or_by_number(tmp_path: Path) -> None:
     assert weight_files(tmp_path, "model") == tuple(shards)
     assert open_files(weight_files(tmp_path, "model")).tensor("t1").numel() == 2
     shards[1].unlink()
-    with pytest.raises(CheckpointError, match="'model-00002-of-00002.safetensors', which is missing"):
+    with pytest.raises(CheckpointError, match=r"'model-00002-of-00002\.safetensors', which is missing"):
         weight_files(tmp_path, "model")
     index.unlink()
-    with pytest.raises(CheckpointError, match="'model-00002-of-00002.safetensors' is missing"):
+    with pytest.raises(CheckpointError, match=r"'model-00002-of-00002\.safetensors' is missing"):
         weight_files(tmp_path, "model")
     assert weight_files(tmp_path, "other") == ()
 

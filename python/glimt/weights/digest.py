@@ -16,6 +16,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from glimt.env import cpu_count
 from glimt.errors import CheckpointError
 from glimt.weights.header import TensorEntry, read_headers
 
@@ -73,7 +74,7 @@ def _hash_spans(spans: list[_Span]) -> list[str]:
     with _cache_lock:
         wanted = [(key, span) for key, span in zip(keys, spans, strict=True) if key not in _cache]
     if wanted:
-        with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        with ThreadPoolExecutor(max_workers=min(8, cpu_count())) as pool:
             hashes = list(pool.map(_hash_span, [span for _, span in wanted]))
         with _cache_lock:
             _cache.update({key: digest for (key, _), digest in zip(wanted, hashes, strict=True)})
