@@ -48,11 +48,11 @@ class Umt5Config:
         act = values.get("feed_forward_proj", "gated-gelu")
         if act != "gated-gelu":
             problems.append(f"feed_forward_proj must be 'gated-gelu', found {act!r}")
-        given = {}
+        given: dict[str, Any] = {}
         for field in fields(cls):
             value = given[field.name] = values.get(field.name)
             number = isinstance(value, (int, float)) if field.type == "float" else isinstance(value, int)
-            if not number or isinstance(value, bool) or not cast(float, value) > 0:
+            if not number or isinstance(value, bool) or not value > 0:
                 problems.append(f"{field.name} must be a positive number, found {value!r}")
         if (
             not problems
@@ -63,7 +63,7 @@ class Umt5Config:
             )
         if problems:
             raise CheckpointError(*(f"UMT5 config: {problem}" for problem in problems))
-        return cls(**cast(dict[str, Any], given))
+        return cls(**given)
 
 
 def position_buckets(length: int, buckets: int, max_distance: int) -> Tensor:
