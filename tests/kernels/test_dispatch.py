@@ -1,0 +1,180 @@
+"""The chooser: overrides, reasons, and the life of an op inside PyTorch's tracing, differentiation and threads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+from budget import random
+from torch import Tensor
+
+import glimt_kernels as kernels
+from glimt_kernels import dispatch
+
+GPU_CASE = kernels.Case("cuda", torch.bfloat16)
+
+
+def calls() -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
+    """One small call of each op: the public function and its tensors and numbers."""
+    theta = random(5, 4, seed=9)
+    q, weight = random(2, 5, 3, 8), random(24, seed=1)
+    x, m = random(2, 5, 16), random(2, 1, 16, seed=2)
+    return {
+        "rms_norm_silu": (kernels.rms_norm_silu, (random(2, 3, 16), random(16), random(16, seed=1))),
+        "qk_norm_rope": (kernels.qk_norm_rope, (q, q.flip(1), weight, weight, theta.cos(), theta.sin(), 1e-6)),
+        "ada_norm": (kernels.ada_norm, (x, m, m.neg(), 1e-6)),
+        "gated_ada_norm": (kernels.gated_ada_norm, (x, x.flip(1), m, m.neg(), m, 1e-6)),
+        "frames_to_uint8": (kernels.frames_to_uint8, (random(1, 3, 2, 4, 5),)),
+    }
+
+
+OPS = sorted(calls())
+FLOATING = [op for op in OPS if op != "frames_to_uint8"]
+
+
+def flat(result: Any) -> list[Tensor]:
+    return list(result) if isinstance(result, tuple) else [result]
+
+
+def test_the_inventory_lists_every_implementation_with_reasons() -> None:
+    rows = kernels.inventory()
+    assert {row["op"] for row in rows} == set(OPS)
+    for op in OPS:
+        mine = [row for row in rows if row["op"] == op]
+        assert sum(row["chosen"] for row in mine) == 1
+        assert mine[-1]["impl"] == "reference"
+        assert all(not row["reasons"] for row in mine if row["chosen"])
+        assert next(row["impl"] for row in mine if row["chosen"]) == "native"
+
+
+def test_every_reason_is_given_not_only_the_first() -> None:
+    native = dispatch.candidates("ada_norm")[0]
+    reasons = kernels.unsupported_reasons(native, GPU_CASE._replace(grad=True))
+    assert len(reasons) == 3
+    assert "cuda" in reasons[0]
+    assert "bfloat16" in reasons[1]
+    assert "gradient" in reasons[2]
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_the_reference_runs_everywhere(op: str) -> None:
+    for case in (GPU_CASE, kernels.Case("cpu", None, True)):
+        assert kernels.select(op, case).impl == "reference"
+
+
+def test_overrides(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = dispatch.CPU_FLOAT32
+    assert kernels.select("ada_norm", case).impl == "native"
+    monkeypatch.setenv("GLIMT_IMPL_ADA_NORM", "reference")
+    assert kernels.select("ada_norm", case).impl == "reference"
+    assert kernels.select("ada_norm", case, "native").impl == "native"
+    assert kernels.select("rms_norm_silu", case).impl == "native"
+
+
+def test_an_override_that_cannot_run_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    call, args = calls()["ada_norm"]
+    with pytest.raises(kernels.UnsupportedError, match="native, reference"):
+        call(*args, impl="natvie")
+    with pytest.raises(kernels.UnsupportedError, match="float32, the tensors are float64"):
+        call(*(arg.double() if isinstance(arg, Tensor) else arg for arg in args), impl="native")
+    monkeypatch.setenv("GLIMT_IMPL_ADA_NORM", "native")
+    with pytest.raises(kernels.UnsupportedError, match="gradient"):
+        call(args[0].requires_grad_(), *args[1:])
+    with pytest.raises(kernels.UnsupportedError, match="no op"):
+        kernels.select("ada_nrom", dispatch.CPU_FLOAT32)
+
+
+@pytest.mark.parametrize("op", FLOATING)
+def test_half_precision_takes_the_reference_in_its_own_dtype(op: str) -> None:
+    call, args = calls()[op]
+    low = [arg.bfloat16() if isinstance(arg, Tensor) else arg for arg in args]
+    for y, exact in zip(flat(call(*low)), flat(call(*args)), strict=True):
+        assert y.dtype == torch.bfloat16
+        torch.testing.assert_close(y.float(), exact, rtol=0.05, atol=0.1)
+
+
+@pytest.mark.parametrize("op", FLOATING)
+def test_gradients_are_those_of_the_reference(op: str) -> None:
+    call, args = calls()[op]
+    wide = [arg.double().requires_grad_() if isinstance(arg, Tensor) else arg for arg in args]
+    assert torch.autograd.gradcheck(lambda *a: call(*a), wide)
+    narrow = [arg.detach().requires_grad_() if isinstance(arg, Tensor) else arg for arg in args]
+    assert all(y.requires_grad for y in flat(call(*narrow)))
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_pytorch_accepts_the_node(op: str) -> None:
+    """Schema, fake implementation and registration of autograd, by PyTorch's own examination."""
+    call, args = calls()[op]
+    if op == "rms_norm_silu":
+        args = (*args, True, 1e-12)
+    node = getattr(torch.ops.glimt, op).default
+    tests = ["test_schema", "test_faketensor", "test_autograd_registration"]
+    torch.library.opcheck(node, args, test_utils=tests)
+    if op in FLOATING:
+        needing = tuple(arg.detach().requires_grad_() if isinstance(arg, Tensor) else arg for arg in args)
+        torch.library.opcheck(node, needing, test_utils=["test_schema", "test_faketensor"])
+        mine, theirs = (sum(y.square().sum() for y in flat(f(*needing))) for f in (node, call))
+        tensors = [arg for arg in needing if isinstance(arg, Tensor)]
+        for a, b in zip(torch.autograd.grad(mine, tensors), torch.autograd.grad(theirs, tensors), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_compiled_and_exported_graphs_hold_the_node(op: str) -> None:
+    call, args = calls()[op]
+    tensors = tuple(arg for arg in args if isinstance(arg, Tensor))
+    numbers = tuple(arg for arg in args if not isinstance(arg, Tensor))
+
+    class Module(torch.nn.Module):
+        def forward(self, *tensors: Tensor) -> Any:
+            return call(*tensors, *numbers)
+
+    with torch.no_grad():
+        exported = torch.export.export(Module(), tensors)
+        assert f"glimt.{op}" in exported.graph_module.code
+        compiled = torch.compile(Module(), backend="eager", fullgraph=True)
+        for program in (exported.module(), compiled):
+            for mine, eager in zip(flat(program(*tensors)), flat(call(*args)), strict=True):
+                assert torch.equal(mine, eager)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_meta_tensors_give_shapes(op: str) -> None:
+    call, args = calls()[op]
+    meta = [arg.to("meta") if isinstance(arg, Tensor) else arg for arg in args]
+    for mine, real in zip(flat(call(*meta)), flat(call(*args)), strict=True):
+        assert (mine.shape, mine.dtype, mine.stride()) == (real.shape, real.dtype, real.stride())
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_calls_from_several_threads_give_the_bits_of_one(op: str) -> None:
+    call, args = calls()[op]
+    expected = flat(call(*args))
+    with ThreadPoolExecutor(4) as pool:
+        results = [flat(result) for result in pool.map(lambda _: call(*args), range(64))]
+    assert all(torch.equal(a, b) for result in results for a, b in zip(result, expected, strict=True))
+
+
+def test_inference_mode_and_parameters() -> None:
+    gamma = torch.nn.Parameter(random(16))
+    x = random(3, 16)
+    with torch.inference_mode():
+        inside = kernels.rms_norm_silu(x, gamma)
+    assert torch.equal(inside, kernels.rms_norm_silu(x, gamma.detach()))
+
+
+def test_one_thread_pool_with_pytorch() -> None:
+    """Two OpenMP runtimes in one process would spin against each other."""
+    from pathlib import Path
+
+    from glimt_kernels import _native
+
+    maps = Path("/proc/self/maps")
+    if _native.threading() != "OpenMP" or not maps.exists():
+        pytest.skip("not built for this processor: one OpenMP runtime is a matter of Linux with OpenMP")
+    runtimes = {line.split()[-1] for line in maps.read_text().splitlines() if "libgomp" in line}
+    assert len(runtimes) <= 1, runtimes
