@@ -17,7 +17,8 @@ import pytest
 # Beginning of a skip's reason -> how many such skips CI (no GPU) expects at most.
 EXPECTED_SKIPS: dict[str, int] = {
     "needs a CUDA device": 20,
-    "not built for this processor": 4,
+    "not built for this processor": 60,
+    "needs nvcc": 6,
 }
 
 _skips: dict[str, list[str]] = {}
