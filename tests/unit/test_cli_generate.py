@@ -187,6 +187,23 @@ sys.exit(main({list(words)!r}))
     return subprocess.Popen([sys.executable, "-c", program], cwd=folder, **streams)
 
 
+def test_an_interruption_that_a_library_swallows_still_stops_within_a_step(tmp_path):
+    prelude = """
+import contextlib, os, signal
+load = fake_engine.Engine.load.__func__
+def swallowing(cls, *arguments, **options):
+    with contextlib.suppress(BaseException):
+        os.kill(os.getpid(), signal.SIGINT)
+    return load(cls, *arguments, **options)
+fake_engine.Engine.load = classmethod(swallowing)
+"""
+    process = child(tmp_path, "generate", "a ball", "-o", "a.mp4", prelude=prelude)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "denoise" not in err
+    assert names(tmp_path) == []
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interruption_stops_within_a_step_and_keeps_only_finished_videos(tmp_path, number, code):
     words = ["generate", "a ball", "-o", "a.mp4", "--variants", "3", "--steps", "4", "--json"]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -17,11 +17,13 @@ def glimt(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_help_is_instant_and_complete():
+    """Processor time, which other work on the machine does not lengthen much, of a whole process."""
     took = []
     for _ in range(5):
-        start = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         ran = glimt("--help")
-        took.append(time.perf_counter() - start)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        took.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert min(took) < 0.3
     assert ran.returncode == 0
     assert all(name in ran.stdout for name in ("generate", "plan", "models", "info", "reproduce", "exit codes"))

@@ -9,47 +9,47 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from glimt.cli import interruption
 from glimt.cli import parser as cli_parser
 from glimt.errors import GlimtError
 
 if TYPE_CHECKING:
     import argparse
 
-OK, REFUSED, INTERRUPTED, BROKEN_PIPE, TERMINATED = 0, 2, 130, 141, 143
+OK, REFUSED, BROKEN_PIPE = 0, 2, 141
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line ``arguments`` (``sys.argv[1:]``) and return its exit code; raises only faults in glimt."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
-    as_json = "--json" in arguments
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    as_json = "--json" in words
     try:
-        with _termination_unwinds():
-            code = _run(arguments, as_json)
+        with interruption.heeded():
+            code = _run(words, as_json)
         sys.stdout.flush()
         return code
-    except KeyboardInterrupt:
-        return _end(INTERRUPTED, "Interrupted", ["interrupted; unfinished files were removed"], as_json)
     except BrokenPipeError:
         _abandon_streams()
         return BROKEN_PIPE
+    except KeyboardInterrupt as error:
+        stop = error if isinstance(error, interruption.Interrupted) else interruption.Interrupted()
+        code = _end(stop.code, "Interrupted", [str(stop)], as_json)
+        if arguments is None:  # this process is ours: nothing is left to do, and its threads may take their time
+            os._exit(code)
+        return code
 
 
 def _run(arguments: Sequence[str], as_json: bool) -> int:
     try:
-        namespace = cli_parser.parse(arguments)
-        return _command(namespace)
-    except SystemExit as error:  # --help, --version, SIGTERM
-        if error.code == TERMINATED:
-            return _end(TERMINATED, "Interrupted", ["terminated; unfinished files were removed"], as_json)
+        return _command(cli_parser.parse(arguments))
+    except SystemExit as error:  # --help, --version
         return error.code if isinstance(error.code, int) else OK
     except cli_parser.UsageError as error:
-        hint = f"see {error.parser.prog} --help"
-        return _end(REFUSED, "UsageError", error.problems, as_json, hint)
+        return _end(REFUSED, "UsageError", error.problems, as_json, f"see {error.parser.prog} --help")
     except GlimtError as error:
         return _end(REFUSED, type(error).__name__, [_in_options(problem) for problem in error.problems], as_json)
     except BrokenPipeError:
@@ -89,6 +89,7 @@ def _end(code: int, kind: str, problems: Sequence[str], as_json: bool, hint: str
         if as_json:
             print_json({"error": {"kind": kind, "problems": list(problems)}})
         sys.stdout.flush()
+        sys.stderr.flush()
         return code
     _abandon_streams()
     return code
@@ -113,24 +114,6 @@ def _in_options(problem: str) -> str:
     """A problem of a request's field in the words of the command line: ``num_frames: ...`` is ``--frames: ...``."""
     field, colon, rest = problem.partition(":")
     return f"{_OPTIONS[field]}{colon}{rest}" if colon and field in _OPTIONS else problem
-
-
-@contextlib.contextmanager
-def _termination_unwinds() -> Iterator[None]:
-    """SIGTERM ends the command like Ctrl-C does: through the ``with`` blocks that remove unfinished files."""
-
-    def leave(*_: Any) -> None:
-        raise SystemExit(TERMINATED)
-
-    try:
-        previous = signal.signal(signal.SIGTERM, leave)
-    except ValueError:  # not in the main thread: someone else's business
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 def _abandon_streams() -> None:

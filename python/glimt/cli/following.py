@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from glimt.cli import interruption
 from glimt.cli.progress import Progress
 from glimt.pipeline.events import FrameChunk, StageEvent, StepState
 from glimt.video import files, sheet
@@ -38,6 +39,7 @@ def follow(
     report = None
     with contextlib.closing(engine.stream(request)) as events:
         for event in events:
+            interruption.check()
             if isinstance(event, StepState):
                 show.update(event.step, event.num_steps, event.eta_s)
                 if on_step is not None:

@@ -43,10 +43,10 @@ def _generate(namespace: argparse.Namespace) -> dict[str, Any]:
         outputs = Outputs.of(namespace)
         outputs.check(fps=namespace.fps or 1)
     problems.raise_any()
-    from glimt.engine import Engine
-
     with progress(namespace.quiet) as show:
         show.begin("load")
+        from glimt.engine import Engine  # takes a second: PyTorch comes with it
+
         resolved = _check(Engine.open(namespace.model, config, base=namespace.base), request, outputs)
         engine = Engine.load(namespace.model, config, base=namespace.base)
         show.end()

@@ -192,12 +192,12 @@ class VideoFiles:
                 take.others[kind] = str(paths[variant])
 
     def save_sheet(self) -> None:
-        """The contact sheet of all videos, if one is asked for: a row each, or three rows of a single one."""
+        """The contact sheet of all videos, if one is asked for: a row each, or up to three rows of a single one."""
         from glimt.video import sheet
 
         clips = [take.clip for take in self.takes if take.clip is not None]
         if self.outputs.sheet is None or not clips:
             return
         labels = [f"seed {take.seed}: {self.resolved.prompt}" for take in self.takes]
-        rows = 1 if len(clips) > 1 else 3
+        rows = 1 if len(clips) > 1 else max(1, min(3, len(clips[0]) // sheet.COLUMNS))  # full ones
         sheet.save_sheet(self.outputs.sheet, sheet.contact_sheet(clips, rows_per_clip=rows, labels=labels))

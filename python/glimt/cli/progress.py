@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any
 
 _PLAIN_EVERY_S = 2.0
+_MOST_BARS = 12
 
 
 class Progress:
@@ -119,6 +120,8 @@ class RichProgress(Progress):
     def _show_begin(self, unit: str) -> None:
         self._unit = unit
         self._task = self._bars.add_task(self.stage, total=None, note="")
+        for task in self._bars.tasks[:-_MOST_BARS]:
+            self._bars.update(task.id, visible=False)
 
     def _show_update(self, done: int, total: int, eta_s: float) -> None:
         note = f"{done}/{total} {self._unit}, {duration(eta_s)} left"

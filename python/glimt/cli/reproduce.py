@@ -77,8 +77,8 @@ def _open(namespace: argparse.Namespace, recorded: Any, config: Any) -> Engine:
     try:
         return Engine.open(str(recorded), config, base=namespace.base)
     except CheckpointError as error:
-        hint = f"the record names the model {recorded!r}; if it is somewhere else here, say where with --model"
-        raise CheckpointError(*error.problems, hint) from error
+        hint = f"the record names the model {recorded!r}: if it has another place here, say where with --model"
+        raise CheckpointError(*error.problems[:-1], f"{error.problems[-1]}\n{hint}") from error
 
 
 def _differences(record: dict[str, Any], here: dict[str, Any]) -> list[str]:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 SUFFIXES = (".png",)
+COLUMNS = 8
 Clip = npt.NDArray[np.uint8]
 _PAPER = (255, 255, 255)
 _INK = (40, 40, 40)
@@ -31,7 +32,7 @@ def moments(num_frames: int, count: int) -> list[int]:
 def contact_sheet(
     clips: Clip | Sequence[Clip],
     *,
-    columns: int = 8,
+    columns: int = COLUMNS,
     rows_per_clip: int = 1,
     labels: Sequence[str] | None = None,
     scale: int = 1,
