@@ -15,7 +15,7 @@ PIP_ARGS ?=
 PROMPT ?= a red ball rolls left over a green floor
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(PIP_ARGS) -c constraints.txt
+PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq $(PIP_ARGS) -c constraints.txt
 
 # What the installed package is made of; Python sources are not among it, the install is editable.
 NATIVE := $(shell find csrc cmake kernels -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.cmake')

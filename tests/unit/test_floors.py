@@ -19,6 +19,8 @@ FLOORS: dict[str, int] = {
     **dict.fromkeys(["engine", "pipeline", "plan", "memory", "profile", "report"], 4),
     **dict.fromkeys(["cli", "video", "service"], 5),
 }
+# Upward imports that are meant, each inside a function: `VideoResult.save(path)` is how a result becomes a file.
+MEANT = {"glimt.report": {"glimt.video.mp4", "glimt.video.mp4.save_video"}}
 # Neighbours on one floor that know nothing of each other.
 STRANGERS = [{"models", "sampling"}, {"weights", "compile"}]
 
@@ -83,7 +85,11 @@ def test_every_module_has_a_floor() -> None:
 
 
 def test_no_upward_imports() -> None:
-    assert [line for name, path in modules("glimt") for line in violations(name, imports(name, path))] == []
+    wrong = []
+    for name, path in modules("glimt"):
+        outside = imports(name, path, top_level_only=True)
+        wrong += violations(name, imports(name, path) - (MEANT.get(name, set()) - outside))
+    assert wrong == []
 
 
 def test_values_need_only_the_standard_library() -> None:
