@@ -50,7 +50,8 @@ class Umt5Config:
             problems.append(f"feed_forward_proj must be 'gated-gelu', found {act!r}")
         given: dict[str, Any] = {}
         for field in fields(cls):
-            value = given[field.name] = values.get(field.name)
+            value: Any = values.get(field.name)
+            given[field.name] = value
             number = isinstance(value, (int, float)) if field.type == "float" else isinstance(value, int)
             if not number or isinstance(value, bool) or not value > 0:
                 problems.append(f"{field.name} must be a positive number, found {value!r}")
