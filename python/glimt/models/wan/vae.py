@@ -1,0 +1,217 @@
+"""The Wan causal video autoencoder, 2.1 (plain) and 2.2 (residual) form, as one definition.
+
+Pixels [B, 3, F, H, W] in [-1, 1] <-> latents [B, z_dim, f, h, w] with ``F = 1 + scale_t * (f - 1)``, ``H = scale_s * h``.
+``encode_chunk`` and ``decode_chunk`` carry a :class:`CausalCache`; ``encode`` and ``decode`` do a whole clip with them.
+Source: Wan 2.1 technical report (section 4.1); parameter names as in Diffusers' ``AutoencoderKLWan``.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from glimt.models.wan.config import WanVaeConfig
+from glimt.models.wan.vae_blocks import (
+    CausalCache,
+    CausalConv3d,
+    ChannelRmsNorm,
+    Downsample,
+    FoldShortcut,
+    FrameAttention,
+    MidBlock,
+    ResidualBlock,
+    UnfoldShortcut,
+    Upsample,
+)
+
+
+class ResidualDownBlock(nn.Module):
+    """Wan 2.2: residual blocks and a downsampler beside a parameter-free folding shortcut."""
+
+    def __init__(self, in_channels: int, out_channels: int, blocks: int, *, down: bool, temporal: bool) -> None:
+        super().__init__()
+        self.avg_shortcut = FoldShortcut(
+            in_channels, out_channels, factor_t=2 if temporal else 1, factor_s=2 if down else 1
+        )
+        widths = [in_channels] + [out_channels] * blocks
+        self.resnets = nn.ModuleList([ResidualBlock(a, b) for a, b in zip(widths, widths[1:])])
+        self.downsampler = Downsample(out_channels, temporal=temporal) if down else None
+
+    def forward(self, x: Tensor, cache: CausalCache) -> Tensor:
+        shortcut = self.avg_shortcut(x)
+        for block in self.resnets:
+            x = block(x, cache)
+        if self.downsampler is not None:
+            x = self.downsampler(x, cache)
+        return x + shortcut  # type: ignore[no-any-return]
+
+
+class UpBlock(nn.Module):
+    """Residual blocks, then an upsampler; in the Wan 2.2 form beside a parameter-free unfolding shortcut."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, blocks: int, *, up: bool, temporal: bool, residual: bool
+    ) -> None:
+        super().__init__()
+        widths = [in_channels] + [out_channels] * (blocks + 1)
+        self.resnets = nn.ModuleList([ResidualBlock(a, b) for a, b in zip(widths, widths[1:])])
+        self.upsampler: Upsample | None = None
+        self.upsamplers: nn.ModuleList | None = None
+        self.avg_shortcut: UnfoldShortcut | None = None
+        if up and residual:
+            self.upsampler = Upsample(out_channels, out_channels, temporal=temporal)
+            self.avg_shortcut = UnfoldShortcut(in_channels, out_channels, factor_t=2 if temporal else 1)
+        elif up:
+            self.upsamplers = nn.ModuleList([Upsample(out_channels, out_channels // 2, temporal=temporal)])
+
+    def forward(self, x: Tensor, cache: CausalCache) -> Tensor:
+        start = x
+        for block in self.resnets:
+            x = block(x, cache)
+        if self.upsamplers is not None:
+            x = self.upsamplers[0](x, cache)
+        if self.upsampler is not None and self.avg_shortcut is not None:
+            x = self.upsampler(x, cache) + self.avg_shortcut(start, first=cache.first)
+        return x
+
+
+class Encoder(nn.Module):
+    def __init__(self, config: WanVaeConfig) -> None:
+        super().__init__()
+        dims = [config.base_dim * m for m in (1, *config.dim_mult)]
+        self.conv_in = CausalConv3d(config.in_channels, dims[0], (3, 3, 3))
+        self.down_blocks = nn.ModuleList()
+        scale = 1.0
+        for i, (a, b) in enumerate(zip(dims, dims[1:])):
+            down = i < len(config.dim_mult) - 1
+            temporal = down and config.temperal_downsample[i]
+            if config.is_residual:
+                self.down_blocks.append(ResidualDownBlock(a, b, config.num_res_blocks, down=down, temporal=temporal))
+                continue
+            for _ in range(config.num_res_blocks):
+                self.down_blocks.append(ResidualBlock(a, b))
+                if scale in config.attn_scales:
+                    self.down_blocks.append(FrameAttention(b))
+                a = b
+            if down:
+                self.down_blocks.append(Downsample(b, temporal=temporal))
+                scale /= 2.0
+        self.mid_block = MidBlock(dims[-1])
+        self.norm_out = ChannelRmsNorm(dims[-1], 3)
+        self.conv_out = CausalConv3d(dims[-1], 2 * config.z_dim, (3, 3, 3))
+
+    def forward(self, x: Tensor, cache: CausalCache) -> Tensor:
+        x = self.conv_in(x, cache)
+        for block in self.down_blocks:
+            x = block(x) if isinstance(block, FrameAttention) else block(x, cache)
+        x = self.mid_block(x, cache)
+        return self.conv_out(F.silu(self.norm_out(x)), cache)  # type: ignore[no-any-return]
+
+
+class Decoder(nn.Module):
+    def __init__(self, config: WanVaeConfig) -> None:
+        super().__init__()
+        base = config.decoder_base_dim or config.base_dim
+        mult = config.dim_mult[::-1]
+        dims = [base * m for m in (mult[0], *mult)]
+        temporal = config.temperal_downsample[::-1]
+        self.conv_in = CausalConv3d(config.z_dim, dims[0], (3, 3, 3))
+        self.mid_block = MidBlock(dims[0])
+        self.up_blocks = nn.ModuleList()
+        for i, (a, b) in enumerate(zip(dims, dims[1:])):
+            up = i < len(mult) - 1
+            if i > 0 and not config.is_residual:
+                a //= 2  # the plain upsampler has halved the channels already
+            self.up_blocks.append(
+                UpBlock(
+                    a,
+                    b,
+                    config.num_res_blocks,
+                    up=up,
+                    temporal=up and temporal[i],
+                    residual=config.is_residual,
+                )
+            )
+        self.norm_out = ChannelRmsNorm(dims[-1], 3)
+        self.conv_out = CausalConv3d(dims[-1], config.out_channels, (3, 3, 3))
+
+    def forward(self, z: Tensor, cache: CausalCache) -> Tensor:
+        x = self.mid_block(self.conv_in(z, cache), cache)
+        for block in self.up_blocks:
+            x = block(x, cache)
+        return self.conv_out(F.silu(self.norm_out(x)), cache)  # type: ignore[no-any-return]
+
+
+class WanVae(nn.Module):
+    """Encoder and decoder of a Wan checkpoint.
+
+    Latents leave :meth:`encode` and enter :meth:`decode` in the VAE's own scale; :meth:`normalize` maps them to the
+    zero mean, unit variance scale in which the transformer works.
+    """
+
+    def __init__(self, config: WanVaeConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.quant_conv = CausalConv3d(2 * config.z_dim, 2 * config.z_dim, (1, 1, 1))
+        self.post_quant_conv = CausalConv3d(config.z_dim, config.z_dim, (1, 1, 1))
+        self.decoder = Decoder(config)
+
+    def normalize(self, latents: Tensor) -> Tensor:
+        """``(latents - mean) / std`` per channel."""
+        return (latents - self._channels(latents, self.config.latents_mean)) / self._channels(
+            latents, self.config.latents_std
+        )
+
+    def denormalize(self, latents: Tensor) -> Tensor:
+        """``latents * std + mean`` per channel: the inverse of :meth:`normalize`."""
+        return latents * self._channels(latents, self.config.latents_std) + self._channels(
+            latents, self.config.latents_mean
+        )
+
+    def _channels(self, latents: Tensor, values: tuple[float, ...]) -> Tensor:
+        return torch.tensor(values, device=latents.device, dtype=latents.dtype).view(1, -1, 1, 1, 1)
+
+    def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log variance (clamped to [-30, 20]) of the latents of a whole clip [B, 3, F, H, W]."""
+        return self.encode_chunk(pixels, CausalCache(keep=False))
+
+    def encode_chunk(self, pixels: Tensor, cache: CausalCache) -> tuple[Tensor, Tensor]:
+        """The next frames of a clip: 1 + scale_t * k frames in the first chunk, scale_t * k in later ones."""
+        moments = self.quant_conv(self.encoder(fold_patches(pixels, self.config.patch_size or 1), cache))
+        cache.first = False
+        mean, logvar = moments.chunk(2, dim=1)
+        return mean, logvar.clamp(-30.0, 20.0)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pixels [B, 3, F, H, W], clamped to [-1, 1], of a whole clip of latents [B, z_dim, f, h, w]."""
+        return self.decode_whole(latents).clamp(-1.0, 1.0)
+
+    def decode_whole(self, latents: Tensor) -> Tensor:
+        """:meth:`decode` without the clamp, whose zero gradient outside [-1, 1] training cannot use."""
+        return self.decode_chunk(latents, CausalCache(keep=False))
+
+    def decode_chunk(self, latents: Tensor, cache: CausalCache) -> Tensor:
+        """The next latent frames of a clip as pixels, not clamped; any split of a clip gives the same frames."""
+        pixels = self.decoder(self.post_quant_conv(latents), cache)
+        cache.first = False
+        return unfold_patches(pixels, self.config.patch_size or 1)
+
+
+def fold_patches(x: Tensor, size: int) -> Tensor:
+    """[B, C, F, H, W] -> [B, C * size^2, F, H / size, W / size]; channel order (c, column, row), as in Wan 2.2."""
+    if size == 1:
+        return x
+    b, c, f, h, w = x.shape
+    x = x.reshape(b, c, f, h // size, size, w // size, size).permute(0, 1, 6, 4, 2, 3, 5)
+    return x.reshape(b, c * size * size, f, h // size, w // size)
+
+
+def unfold_patches(x: Tensor, size: int) -> Tensor:
+    """The inverse of :func:`fold_patches`."""
+    if size == 1:
+        return x
+    b, c, f, h, w = x.shape
+    x = x.reshape(b, c // (size * size), size, size, f, h, w).permute(0, 1, 4, 5, 3, 6, 2)
+    return x.reshape(b, c // (size * size), f, h * size, w * size)

@@ -1,0 +1,213 @@
+"""Building blocks of the Wan causal video autoencoders (2.1 and 2.2).
+
+Every block is causal in time: frame ``t`` of an output depends on frames ``<= t`` of the input only. A clip can
+therefore be pushed through in chunks, each block leaving in a :class:`CausalCache` the few frames that the next chunk
+needs. A whole clip is one chunk; there is no second code path for it.
+
+Parameter names are those of Diffusers' ``AutoencoderKLWan`` (source: Wan 2.1 technical report, section 4.1, and the
+reference implementations ``wan/modules/vae2_1.py`` and ``vae2_2.py``).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class CausalCache:
+    """What one clip's earlier chunks leave behind for the next one; empty at the start of a clip.
+
+    Attributes:
+        first: true until the first chunk has passed. The first frame of a clip stands for itself (it is neither
+            merged nor doubled in time), which only the first chunk has to know.
+        keep: false when no further chunk will follow, so that nothing is stored.
+    """
+
+    def __init__(self, *, keep: bool = True) -> None:
+        self.first = True
+        self.keep = keep
+        self._frames: dict[nn.Module, Tensor] = {}
+
+    def get(self, module: nn.Module) -> Tensor | None:
+        return self._frames.get(module)
+
+    def put(self, module: nn.Module, frames: Tensor) -> None:
+        """Store the last frames a module saw. Copied: a view would keep the whole chunk alive."""
+        if self.keep:
+            self._frames[module] = frames.clone()
+
+    def size_bytes(self) -> int:
+        return sum(frames.numel() * frames.element_size() for frames in self._frames.values())
+
+
+class CausalConv3d(nn.Conv3d):
+    """3-D convolution padded in the past only: ``kernel_t - 1`` earlier frames, zeros at the start of a clip.
+
+    ``x``: [B, C_in, F, H, W] -> [B, C_out, F, H', W'] (stride 1 in time).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: tuple[int, int, int]) -> None:
+        space = (kernel[1] // 2, kernel[2] // 2)
+        super().__init__(in_channels, out_channels, kernel, padding=(0, *space))
+        self.history = kernel[0] - 1
+
+    def forward(self, x: Tensor, cache: CausalCache | None = None) -> Tensor:  # type: ignore[override]
+        if self.history:
+            past = cache.get(self) if cache is not None else None
+            missing = self.history - (0 if past is None else past.shape[2])
+            if past is not None:
+                x = torch.cat([past, x], dim=2)
+            if missing:
+                x = F.pad(x, (0, 0, 0, 0, missing, 0))
+            if cache is not None:
+                cache.put(self, x[:, :, -self.history :])
+        return super().forward(x)
+
+
+class ChannelRmsNorm(nn.Module):
+    """``gamma * sqrt(C) * x / max(||x||_2, 1e-12)`` over the channel axis 1 of [B, C, ...], norm in float32."""
+
+    def __init__(self, channels: int, spatial_dims: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(channels, *(1,) * spatial_dims))
+        self.scale = channels**0.5
+
+    def forward(self, x: Tensor) -> Tensor:
+        square = x.float().square().sum(dim=1, keepdim=True).clamp_min(1e-24)
+        return x * (square.rsqrt() * self.scale).to(x.dtype) * self.gamma.to(x.dtype)
+
+
+class ResidualBlock(nn.Module):
+    """``shortcut(x) + conv2(silu(norm2(conv1(silu(norm1(x))))))``, causal 3x3x3 convolutions."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.norm1 = ChannelRmsNorm(in_channels, 3)
+        self.conv1 = CausalConv3d(in_channels, out_channels, (3, 3, 3))
+        self.norm2 = ChannelRmsNorm(out_channels, 3)
+        self.conv2 = CausalConv3d(out_channels, out_channels, (3, 3, 3))
+        same = in_channels == out_channels
+        self.conv_shortcut = nn.Identity() if same else CausalConv3d(in_channels, out_channels, (1, 1, 1))
+
+    def forward(self, x: Tensor, cache: CausalCache) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)), cache)
+        h = self.conv2(F.silu(self.norm2(h)), cache)
+        return h + self.conv_shortcut(x)
+
+
+class FrameAttention(nn.Module):
+    """Single-head self-attention within each frame, no mixing across time: [B, C, F, H, W] -> same."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = ChannelRmsNorm(channels, 2)
+        self.to_qkv = nn.Conv2d(channels, channels * 3, 1)
+        self.proj = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, f, h, w = x.shape
+        frames = x.permute(0, 2, 1, 3, 4).reshape(b * f, c, h, w)
+        qkv = self.to_qkv(self.norm(frames)).reshape(b * f, 1, 3 * c, h * w).transpose(2, 3)
+        q, k, v = qkv.chunk(3, dim=-1)
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        out = self.proj(mixed.squeeze(1).transpose(1, 2).reshape(b * f, c, h, w))
+        return out.reshape(b, f, c, h, w).permute(0, 2, 1, 3, 4) + x
+
+
+class MidBlock(nn.Module):
+    """Residual block, attention within frames, residual block."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList([ResidualBlock(channels, channels), ResidualBlock(channels, channels)])
+        self.attentions = nn.ModuleList([FrameAttention(channels)])
+
+    def forward(self, x: Tensor, cache: CausalCache) -> Tensor:
+        x = self.resnets[0](x, cache)
+        return self.resnets[1](self.attentions[0](x), cache)  # type: ignore[no-any-return]
+
+
+def per_frame(module: nn.Module, x: Tensor) -> Tensor:
+    """Apply a 2-D module to every frame of [B, C, F, H, W]."""
+    b, c, f, h, w = x.shape
+    y: Tensor = module(x.permute(0, 2, 1, 3, 4).reshape(b * f, c, h, w))
+    return y.reshape(b, f, *y.shape[1:]).permute(0, 2, 1, 3, 4)
+
+
+class Downsample(nn.Module):
+    """Halve H and W (3x3 convolution, stride 2); with ``temporal``, also halve every frame but a clip's first."""
+
+    def __init__(self, channels: int, *, temporal: bool) -> None:
+        super().__init__()
+        self.resample = nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(channels, channels, 3, stride=2))
+        self.time_conv = nn.Conv3d(channels, channels, (3, 1, 1), stride=(2, 1, 1)) if temporal else None
+
+    def forward(self, x: Tensor, cache: CausalCache) -> Tensor:
+        x = per_frame(self.resample, x)
+        if self.time_conv is None:
+            return x
+        last = cache.get(self)
+        cache.put(self, x[:, :, -1:])
+        if last is not None:
+            return self.time_conv(torch.cat([last, x], dim=2))  # type: ignore[no-any-return]
+        if x.shape[2] == 1:
+            return x
+        return torch.cat([x[:, :, :1], self.time_conv(x)], dim=2)
+
+
+class Upsample(nn.Module):
+    """Double H and W (nearest, 3x3 convolution); with ``temporal``, also double every frame but a clip's first."""
+
+    def __init__(self, channels: int, out_channels: int, *, temporal: bool) -> None:
+        super().__init__()
+        self.resample = nn.Sequential(
+            nn.Upsample(scale_factor=(2.0, 2.0), mode="nearest-exact"),
+            nn.Conv2d(channels, out_channels, 3, padding=1),
+        )
+        self.time_conv = CausalConv3d(channels, channels * 2, (3, 1, 1)) if temporal else None
+
+    def forward(self, x: Tensor, cache: CausalCache) -> Tensor:
+        if self.time_conv is not None:
+            # The first frame of a clip is not doubled, and the time convolution never sees it.
+            alone, rest = (x[:, :, :1], x[:, :, 1:]) if cache.first else (x[:, :, :0], x)
+            x = torch.cat([alone, self._double(rest, cache)], dim=2) if rest.shape[2] else alone
+        return per_frame(self.resample, x)
+
+    def _double(self, x: Tensor, cache: CausalCache) -> Tensor:
+        assert self.time_conv is not None
+        b, c, f, h, w = x.shape
+        pairs = self.time_conv(x, cache).reshape(b, 2, c, f, h, w)
+        return pairs.permute(0, 2, 3, 1, 4, 5).reshape(b, c, 2 * f, h, w)
+
+
+class FoldShortcut(nn.Module):
+    """Parameter-free downsampling shortcut: space (and time) folded into channels, then groups of them averaged."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, factor_t: int, factor_s: int) -> None:
+        super().__init__()
+        self.out_channels = out_channels
+        self.factor_t, self.factor_s = factor_t, factor_s
+
+    def forward(self, x: Tensor) -> Tensor:
+        t, s = self.factor_t, self.factor_s
+        x = F.pad(x, (0, 0, 0, 0, -x.shape[2] % t, 0))
+        b, c, f, h, w = x.shape
+        x = x.reshape(b, c, f // t, t, h // s, s, w // s, s).permute(0, 1, 3, 5, 7, 2, 4, 6)
+        return x.reshape(b, self.out_channels, -1, f // t, h // s, w // s).mean(dim=2)
+
+
+class UnfoldShortcut(nn.Module):
+    """Parameter-free upsampling shortcut: channels repeated, then unfolded into space (and time)."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, factor_t: int) -> None:
+        super().__init__()
+        self.out_channels, self.factor_t = out_channels, factor_t
+        self.repeats = out_channels * factor_t * 4 // in_channels
+
+    def forward(self, x: Tensor, *, first: bool) -> Tensor:
+        b, _, f, h, w = x.shape
+        t = self.factor_t
+        x = x.repeat_interleave(self.repeats, dim=1).reshape(b, self.out_channels, t, 2, 2, f, h, w)
+        x = x.permute(0, 1, 5, 2, 6, 3, 7, 4).reshape(b, self.out_channels, f * t, 2 * h, 2 * w)
+        return x[:, :, t - 1 :] if first else x

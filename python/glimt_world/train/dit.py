@@ -1,0 +1,190 @@
+"""Train the transformer and its text encoder by flow matching on latents of the frozen autoencoder.
+
+    x_sigma = (1 - sigma) x0 + sigma noise;  loss = || model(x_sigma, 1000 sigma, text) - (noise - x0) ||^2
+
+A quarter of the clips keep some latent frames known (clean, at timestep 0, not counted in the loss): the first ones, the
+last ones, both, or a span in the middle, so that the same weights continue, precede, join and loop clips. A tenth has its
+caption dropped, for guidance. Early on, part of the batches are single pictures, which teach words cheaply.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from glimt.models.wan.config import WanTransformerConfig
+from glimt.models.wan.context import FoldedText
+from glimt.models.wan.transformer import WanTransformer
+from glimt.models.wan.vae import WanVae
+from glimt_world.captions import caption
+from glimt_world.scene import Scene
+from glimt_world.train.latents import LatentStore, Shape
+from glimt_world.train.muon import Muon, split_parameters
+from glimt_world.train.run import Average, Clock, Run, learning_rate, set_rate
+from glimt_world.train.text import MAX_TOKENS, embed, new_encoder, write_tokenizer
+
+CONFIG = WanTransformerConfig(
+    patch_size=(1, 2, 2),
+    num_attention_heads=4,
+    attention_head_dim=64,
+    in_channels=24,
+    out_channels=24,
+    text_dim=192,
+    freq_dim=256,
+    ffn_dim=1024,
+    num_layers=8,
+    cross_attn_norm=True,
+    qk_norm="rms_norm_across_heads",
+    rope_max_seq_len=1024,
+)
+
+SHIFT = 3.0
+ROWS = 64  # no caption has more tokens
+
+
+def known_frames(count: int, frames: int, rng: np.random.Generator) -> Tensor:
+    """Bool [count, frames]: which latent frames of each clip are given rather than generated."""
+    known = np.zeros((count, frames), bool)
+    for row in known:
+        kind, edge = rng.random(), int(rng.choice([1, 1, 2, 3]))
+        if kind < 0.10:
+            row[:edge] = True
+        elif kind < 0.15:
+            row[-edge:] = True
+        elif kind < 0.21:
+            row[:edge] = row[-edge:] = True
+        elif kind < 0.25:
+            start = int(rng.integers(1, frames - edge))
+            row[start : start + edge] = True
+    return torch.from_numpy(known)
+
+
+def draw_sigmas(count: int) -> Tensor:
+    """Logit-normal noise levels, shifted like the sampler's: ``s / (1 + (s - 1) u)``-wise towards more noise."""
+    u = torch.sigmoid(torch.randn(count))
+    return SHIFT * u / (1 + (SHIFT - 1) * u)
+
+
+def fold(text: Tensor, mask: Tensor) -> FoldedText:
+    """As if ``text`` were padded with zeros to 512 tokens, which is what Wan pipelines feed, at a fixed short length.
+
+    (:func:`glimt.models.wan.context.fold_padding` keeps as few rows as it can; compiled code wants one shape.)
+    """
+    length, rows = mask.sum(1, keepdim=True), text.shape[1]
+    weight = torch.log((MAX_TOKENS - length) / (rows - length).clamp(min=1))
+    return FoldedText(text, torch.where(mask.bool(), 0.0, weight))
+
+
+class Trainee(nn.Module):
+    """Transformer and text encoder, trained as one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.transformer = WanTransformer(CONFIG)
+        self.text_encoder = new_encoder()
+        nn.init.zeros_(self.transformer.proj_out.weight)
+        nn.init.zeros_(self.transformer.proj_out.bias)
+
+    def forward(self, latents: Tensor, timesteps: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        text = embed(self.text_encoder, ids, mask)
+        return self.transformer(latents, timesteps, fold(text, mask))  # type: ignore[no-any-return]
+
+
+class Trainer:
+    """One flow-matching step after another; everything that a resume needs is in :meth:`parts`."""
+
+    def __init__(self, tokenizer: Any, store: LatentStore, device: str, batch: int, peak: float) -> None:
+        self.tokenizer, self.store, self.device, self.batch, self.peak = tokenizer, store, device, batch, peak
+        self.model = Trainee().to(device)
+        self.model.transformer.compile(dynamic=False)
+        self.average = Average(self.model, 0.9995)
+        hidden = split_parameters(self.model.transformer.blocks)[0] + split_parameters(self.model.text_encoder)[0]
+        chosen = {id(p) for p in hidden}
+        self.muon = Muon(hidden, lr=peak)
+        others = [p for p in self.model.parameters() if id(p) not in chosen]
+        self.adam = torch.optim.AdamW(others, lr=0.1 * peak, betas=(0.9, 0.98), weight_decay=0.0)
+
+    def parts(self) -> dict[str, Any]:
+        return {"model": self.model, "average": self.average, "muon": self.muon, "adam": self.adam}
+
+    def tokens(self, scenes: list[Scene], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        texts = ["" if rng.random() < 0.1 else caption(scene, rng).text for scene in scenes]
+        out = self.tokenizer(texts, padding="max_length", max_length=ROWS, truncation=True, return_tensors="pt")
+        return out.input_ids.to(self.device), out.attention_mask.to(self.device)
+
+    def step(self, rng: np.random.Generator, progress: float, pictures: bool) -> float:
+        x0, scenes = self.store.draw(self.batch * (6 if pictures else 1), rng)
+        x0 = (x0[:, :, :1] if pictures else x0).to(self.device)
+        count, frames = x0.shape[0], x0.shape[2]
+        known = known_frames(count, frames, rng) if not pictures else torch.zeros(count, frames, dtype=torch.bool)
+        sigmas = torch.where(known, 0.0, draw_sigmas(count)[:, None]).to(self.device)
+        noise = torch.randn_like(x0)
+        level = sigmas[:, None, :, None, None]
+        ids, mask = self.tokens(scenes, rng)
+        with torch.autocast(self.device, torch.bfloat16):
+            velocity = self.model((1 - level) * x0 + level * noise, 1000 * sigmas, ids, mask)
+        error = (velocity.float() - (noise - x0)).square().mean(dim=(1, 3, 4))
+        weight = (~known).float().to(self.device)
+        weight[:, 0] *= 1.5  # one picture rests on the first latent frame alone, and it leads the rest
+        loss = (error * weight).sum() / weight.sum()
+        self._update(loss, progress)
+        return loss.item()
+
+    def _update(self, loss: Tensor, progress: float) -> None:
+        rate = learning_rate(progress, self.peak)
+        set_rate(self.muon, rate)
+        set_rate(self.adam, 0.1 * rate)
+        self.model.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.muon.step()
+        self.adam.step()
+        self.average.update(self.model)
+
+
+def picture_share(progress: float) -> float:
+    """Share of steps spent on single pictures: many at first, a few to the end."""
+    return 0.8 if progress < 0.12 else 0.15
+
+
+def train(
+    folder: Path, vae: WanVae, *, minutes: float, batch: int = 16, fill: int = 256, fresh: int = 2, peak: float = 0.02
+) -> None:
+    """Train for ``minutes`` of wall time in all; ``fresh`` new clips join the store with each step on clips."""
+    torch.manual_seed(1)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    run, clock = Run(folder), Clock()
+    if not (folder / "tokenizer").exists():
+        write_tokenizer(folder / "tokenizer")
+    from transformers import AutoTokenizer
+
+    store = LatentStore(vae.to(device), Shape(), capacity=24_000, seed=int(time.time()))
+    trainer = Trainer(AutoTokenizer.from_pretrained(folder / "tokenizer"), store, device, batch, peak)
+    parts = {**trainer.parts(), "clock": clock}
+    step = run.resume(parts)
+    rng = np.random.default_rng(step)
+    while len(store) < fill:
+        store.add(8)
+    recent: list[float] = []
+    while clock.minutes < minutes:
+        started = time.monotonic()
+        progress = clock.minutes / minutes
+        pictures = bool(rng.random() < picture_share(progress))
+        loss = trainer.step(rng, progress, pictures)
+        if not pictures:
+            store.add(fresh)
+            recent.append(loss)
+        step += 1
+        clock.minutes += (time.monotonic() - started) / 60
+        if step % 50 == 0 and recent:
+            mean = sum(recent) / len(recent)
+            run.log(step=step, minutes=round(clock.minutes, 2), loss=round(mean, 4), clips=len(store))
+            recent.clear()
+        if step % 250 == 0:
+            run.save(step, parts)
+    run.save(step, parts)

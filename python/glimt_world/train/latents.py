@@ -1,0 +1,64 @@
+"""Clips as normalized latents: a growing store that the transformer trains from, filled while it trains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from glimt.models.wan.vae import WanVae
+from glimt_world.render import render
+from glimt_world.scene import Scene
+from glimt_world.train.data import scenes, to_pixels
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Size of the clips trained on."""
+
+    num_frames: int = 33
+    size: int = 96
+
+
+class LatentStore:
+    """The newest ``capacity`` clips as float16 latents [C, f, h, w] with their scenes; oldest replaced first."""
+
+    def __init__(self, vae: WanVae, shape: Shape, *, capacity: int, seed: int) -> None:
+        self.vae, self.shape, self.capacity = vae, shape, capacity
+        self.source = scenes(seed)
+        self.scenes: list[Scene] = []
+        self.latents: list[Tensor] = []
+        self._next = 0
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    @torch.no_grad()
+    def add(self, count: int) -> None:
+        """Render and encode ``count`` new clips."""
+        device = next(self.vae.parameters()).device
+        batch = [next(self.source) for _ in range(count)]
+        clips = [
+            to_pixels(render(s, num_frames=self.shape.num_frames, height=self.shape.size, width=self.shape.size))
+            for s in batch
+        ]
+        pixels = torch.stack(clips).to(device).contiguous(memory_format=torch.channels_last_3d)
+        with torch.autocast(device.type, torch.bfloat16):
+            mean, _ = self.vae.encode(pixels)
+        for scene, latent in zip(batch, self.vae.normalize(mean.float()).half().cpu(), strict=True):
+            self._put(scene, latent.clone())
+
+    def _put(self, scene: Scene, latent: Tensor) -> None:
+        if len(self.latents) < self.capacity:
+            self.scenes.append(scene)
+            self.latents.append(latent)
+            return
+        self.scenes[self._next], self.latents[self._next] = scene, latent
+        self._next = (self._next + 1) % self.capacity
+
+    def draw(self, count: int, rng: np.random.Generator) -> tuple[Tensor, list[Scene]]:
+        """``count`` random clips: float32 [count, C, f, h, w] and their scenes."""
+        rows = rng.integers(len(self.latents), size=count)
+        return torch.stack([self.latents[r] for r in rows]).float(), [self.scenes[r] for r in rows]

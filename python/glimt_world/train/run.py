@@ -1,0 +1,98 @@
+"""What every training stage shares: checkpoints that a killed run resumes from, a log, an average of the weights."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class Run:
+    """A folder with ``state.pt`` (replaced atomically) and ``log.jsonl`` (one line per report)."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.started = time.monotonic()
+
+    def resume(self, parts: dict[str, Any]) -> int:
+        """Load every part's state if there is one; return the step to go on from."""
+        path = self.folder / "state.pt"
+        if not path.exists():
+            return 0
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+        return int(state["step"])
+
+    def save(self, step: int, parts: dict[str, Any]) -> None:
+        state = {name: part.state_dict() for name, part in parts.items()}
+        torch.save({"step": step, **state}, self.folder / "state.tmp")
+        os.replace(self.folder / "state.tmp", self.folder / "state.pt")
+
+    def log(self, **values: float) -> None:
+        line = json.dumps({"seconds": round(time.monotonic() - self.started, 1), **values})
+        with (self.folder / "log.jsonl").open("a") as file:
+            file.write(line + "\n")
+        print(line, flush=True)
+
+
+class Average:
+    """Exponential moving average of a module's weights, with the usual warm-up ``min(decay, (1 + n) / (10 + n))``."""
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.decay, self.steps = decay, 0
+        self.weights = {k: v.detach().clone() for k, v in module.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, module: nn.Module) -> None:
+        self.steps += 1
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        for name, value in module.state_dict().items():
+            self.weights[name].lerp_(value, 1 - decay)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": self.steps, "weights": self.weights}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.steps = int(state["steps"])
+        self.weights.update(state["weights"])
+
+
+class Clock:
+    """Training minutes so far, kept across resumes."""
+
+    def __init__(self) -> None:
+        self.minutes = 0.0
+
+    def state_dict(self) -> dict[str, float]:
+        return {"minutes": self.minutes}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.minutes = float(state["minutes"])
+
+
+def learning_rate(progress: float, peak: float, *, warmup: float = 0.02, decay: float = 0.35) -> float:
+    """Linear warm-up, a plateau, and a linear decay to 1 % over the last ``decay`` of the run; progress in [0, 1]."""
+    if progress < warmup:
+        return peak * max(progress, 1e-4) / warmup
+    if progress < 1 - decay:
+        return peak
+    return peak * max(0.01, (1 - progress) / decay)
+
+
+def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Peak signal-to-noise ratio in dB of pixels in [-1, 1]."""
+    error = torch.mean((a - b).float() ** 2).item()
+    return 10 * math.log10(4 / max(error, 1e-12))
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
