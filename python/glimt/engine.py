@@ -188,4 +188,5 @@ class Engine:
             dtype=plan.dtype,
             implementations=plan.implementations,
             frames_sha256=digests,
+            components={name: part.digest() for name, part in self._planner.folder.components.items()},
         )

@@ -17,7 +17,10 @@ from glimt.shapes import LatentGrid, PixelGrid, TokenGrid
 # Tensors of the given width alive at once, per token or position.
 _TOKEN_WIDTHS = 10
 _FFN_WIDTHS = 2
-_VAE_WIDTHS = 5
+_VAE_WIDTHS = 8
+_RESIDUAL_VAE_WIDTHS = 10
+# What the convolution library keeps for itself.
+_SCRATCH_BYTES = 96 * 2**20
 
 
 @dataclass(frozen=True)
@@ -61,8 +64,9 @@ def denoise_bytes(
     prompts: int,
     item_bytes: int,
 ) -> int:
-    """Activations of one forward, the prompts' keys and values in every block, and the solver's latents."""
-    activations = tokens.count * (_TOKEN_WIDTHS * config.width + _FFN_WIDTHS * config.ffn_dim) * max(item_bytes, 4)
+    """Activations of one forward for all prompts, their keys and values in every block, and the solver's latents."""
+    widths = _TOKEN_WIDTHS * config.width + _FFN_WIDTHS * config.ffn_dim
+    activations = prompts * tokens.count * widths * max(item_bytes, 4)
     context = prompts * config.num_layers * 2 * text_tokens * config.width * item_bytes
     volume = latents.frames * latents.height * latents.width
     return activations + context + 4 * volume * (8 * latents.channels + 2 * config.in_channels)
@@ -73,15 +77,15 @@ def decode_bytes(config: WanVaeConfig, grid: LatentGrid, chunk: int, item_bytes:
     mult = config.dim_mult[::-1]
     base = config.decoder_base_dim or config.base_dim
     frames, area, widest, carried = chunk, grid.height * grid.width, 0, 0
-    for i, (wide, narrow) in enumerate(zip((mult[0], *mult), mult, strict=False)):
-        channels = base * max(wide, narrow)
-        carried += 4 * (config.num_res_blocks + 1) * channels * area
-        if i < len(mult) - 1:
+    for i, factor in enumerate(mult):
+        carried += 4 * (config.num_res_blocks + 1) * base * factor * area
+        if i < len(mult) - 1:  # upsampling comes before the channels are reduced
             frames *= 2 if config.temperal_downsample[::-1][i] else 1
             area *= 4
-        widest = max(widest, frames * area * base * narrow)
-    pixels = 3 * frames * grid.pixels(1, config.scale_factor_spatial).height * grid.width * config.scale_factor_spatial
-    return item_bytes * (_VAE_WIDTHS * widest + carried) + 5 * pixels
+        widest = max(widest, frames * area * base * factor)
+    pixels = 3 * frames * grid.height * grid.width * config.scale_factor_spatial**2
+    widths = _RESIDUAL_VAE_WIDTHS if config.is_residual else _VAE_WIDTHS
+    return item_bytes * (widths * widest + carried) + 5 * pixels + _SCRATCH_BYTES
 
 
 def encode_bytes(config: WanVaeConfig, clip: PixelGrid, item_bytes: int) -> int:
@@ -89,7 +93,7 @@ def encode_bytes(config: WanVaeConfig, clip: PixelGrid, item_bytes: int) -> int:
     side = config.patch_size or 1
     area = clip.height // side * (clip.width // side)
     frames = min(clip.frames, config.scale_factor_temporal)
-    return item_bytes * _VAE_WIDTHS * 2 * frames * area * config.base_dim * config.dim_mult[0]
+    return item_bytes * _VAE_WIDTHS * frames * area * config.base_dim * config.dim_mult[0] + _SCRATCH_BYTES
 
 
 def what_would_fit(

@@ -91,7 +91,7 @@ class Provenance:
     """What made a video: enough to make its frames again, and to see whether they came out the same.
 
     Attributes:
-        model, model_digest: name, and SHA-256 over all components.
+        model, model_digest: name, and SHA-256 over all components. ``components``: SHA-256 of each.
         request: the whole request, nothing left to defaults.
         config: the engine's settings.
         device, dtype: where and in which arithmetic it ran.
@@ -108,6 +108,7 @@ class Provenance:
     dtype: str
     implementations: dict[str, str]
     frames_sha256: tuple[str, ...] = ()
+    components: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=versions)
 
     def record(self, variant: int = 0) -> dict[str, Any]:
@@ -116,7 +117,7 @@ class Provenance:
         Its request is that of the one variant alone, so that every file can be made again by itself.
         """
         return {
-            "model": {"name": self.model, "digest": self.model_digest},
+            "model": {"name": self.model, "digest": self.model_digest, "components": self.components},
             "request": self.request.variant(variant).to_dict(),
             "config": {**self.config, "device": self.device, "dtype": self.dtype},
             "versions": self.versions,

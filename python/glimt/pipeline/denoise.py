@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -125,7 +126,7 @@ def denoise(
         before = x
         x, x0 = _advance(solver.step, velocity(x, i, guidance), i, x)
         if i < 2 or i == plan.num_steps - 1:
-            check_latents(x0, i + 1, plan.num_steps, lambda x=before, i=i, g=guidance: velocity.diagnose(x, i, g))
+            check_latents(x0, i + 1, plan.num_steps, partial(velocity.diagnose, before, i, guidance))
         del before
         yield _state(plan, i, condition.impose(x0), variant, time.perf_counter() - began, stills)
         del x0

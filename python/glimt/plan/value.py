@@ -234,7 +234,7 @@ def _verdict(plan: GenerationPlan) -> list[str]:
     rows = [f"{'weights':<10}{weights}{kept}"]
     verdict = "fits" if plan.fits else f"does not fit. {plan._advice()}"
     rows.append(f"{'memory':<10}{_size(plan.budget.limit_bytes)} ({plan.budget.source}): {verdict}")
-    rows.append(f"{'estimates':<10}{plan.rate_source}; a run's report says what it really took")
+    rows.append(f"{'seconds':<10}{plan.rate_source}; a run's report says what it really took")
     return rows + [f"{'note':<10}{note}" for note in plan.notes]
 
 
