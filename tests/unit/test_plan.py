@@ -1,0 +1,185 @@
+"""Plans: counted work is the work PyTorch counts, memory grows with the request, and the table says it all."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from glimt import memory, profile
+from glimt.config import EngineConfig
+from glimt.errors import MemoryBudgetError, RequestError
+from glimt.models.wan.config import WanTransformerConfig, WanVaeConfig
+from glimt.models.wan.transformer import WanTransformer
+from glimt.models.wan.vae import WanVae
+from glimt.plan import Planner
+from glimt.request import GenerateRequest
+from glimt.shapes import LatentGrid, PixelGrid, TokenGrid
+from glimt.weights.folder import read_folder
+from models import tiny
+
+REQUEST = GenerateRequest("a red ball", height=32, width=48, num_frames=9, num_inference_steps=4, seed=3)
+WAN_1_3B = WanTransformerConfig(num_attention_heads=12, ffn_dim=8960, num_layers=30)
+WAN_14B = WanTransformerConfig()
+
+
+def planner(variant: str = "t2v", **config: object) -> Planner:
+    return Planner.of(read_folder(tiny.folder(variant)), EngineConfig.from_mapping({"device": "cpu", **config}))
+
+
+@pytest.mark.parametrize(
+    ("config", "grid", "tflop"),
+    [
+        (WAN_1_3B, TokenGrid(21, 30, 52), 283.0),
+        (WAN_14B, TokenGrid(21, 30, 52), 1678.0),
+        (WAN_14B, TokenGrid(21, 45, 80), 6523.0),
+    ],
+)
+def test_forwards_of_known_models(config: WanTransformerConfig, grid: TokenGrid, tflop: float) -> None:
+    found = profile.transformer_flops(config, grid, 512) + profile.context_flops(config, 512)
+    assert found / 1e12 == pytest.approx(tflop, rel=1e-3)
+
+
+def counted(run: object) -> int:
+    """FLOPs as PyTorch's own counter sees them, attention as matrix products."""
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        run()  # type: ignore[operator]
+    return int(counter.get_total_flops())
+
+
+def test_transformer_work_is_what_pytorch_counts() -> None:
+    config = WanTransformerConfig.from_dict(
+        {k: list(v) if isinstance(v, tuple) else v for k, v in tiny.transformer_config("t2v").items()}
+    )
+    model, latents, text = WanTransformer(config), torch.randn(1, 4, 3, 4, 6), torch.randn(1, 7, tiny.TEXT_DIM)
+    assert counted(lambda: model.prepare_text(text)) == profile.context_flops(config, 7)
+    context, time_context = model.prepare_text(text), model.prepare_time(torch.tensor([3.0]))
+    modulation = time_context.at(torch.zeros(1, 1, dtype=torch.long))
+    found = counted(lambda: model(latents, modulation, context))
+    assert found == profile.transformer_flops(config, TokenGrid(3, 2, 3), 7)
+
+
+@pytest.mark.parametrize("values", [tiny.WAN21_VAE, tiny.WAN22_VAE], ids=["wan 2.1", "wan 2.2"])
+def test_vae_work_is_what_pytorch_counts_or_less(values: dict[str, object]) -> None:
+    """Less where exact algebra saves work, as in an upsampling folded into its convolution; never more."""
+    config = WanVaeConfig.from_dict(values)
+    vae, grid = WanVae(config), LatentGrid(config.z_dim, 3, 4, 6)
+    clip = grid.pixels(4, config.scale_factor_spatial)
+    decoded = counted(lambda: vae.decode(torch.randn(grid.shape(1))))
+    encoded = counted(lambda: vae.encode(torch.randn(1, 3, clip.frames, clip.height, clip.width)))
+    assert 0.4 <= decoded / profile.vae_decode_flops(config, grid) <= 1.001
+    assert 0.4 <= encoded / profile.vae_encode_flops(config, clip) <= 1.001
+
+
+def test_the_plan_says_what_will_happen() -> None:
+    plan = planner().plan(REQUEST)
+    assert plan.latents == LatentGrid(4, 3, 4, 6) and plan.tokens == TokenGrid(3, 2, 3)
+    assert plan.num_steps == 4 and plan.forwards == 8 and plan.request.seeds == (3,)
+    assert (plan.device, plan.dtype, plan.schedule.solver) == ("cpu", "float32", "unipc")
+    assert [stage.name for stage in plan.stages] == ["text", "denoise", "decode"]
+    assert all(stage.flops > 0 and stage.seconds > 0 and stage.peak_bytes > 0 for stage in plan.stages)
+    assert plan.peak_bytes > sum(plan.weights_bytes.values()) > 0 and plan.fits
+    said = json.loads(json.dumps(plan.to_dict()))
+    assert said["num_tokens"] == 18 and len(said["sigmas"]) == 5 and said["fits"] is True
+    assert said["implementations"] == {choice.op: choice.impl for choice in plan.ops}
+
+
+@pytest.mark.parametrize("variant", tiny.VARIANTS)
+def test_the_table_is_aligned_and_complete(variant: str) -> None:
+    picture = b"\x00" * 12
+    from glimt.images import ImagePixels
+
+    image = ImagePixels(2, 2, picture) if variant not in ("t2v", "t2v-a14b") else None
+    last = image if variant == "flf2v" else None
+    size = {"height": 64, "width": 96} if variant == "ti2v" else {"height": 32, "width": 48}
+    request = GenerateRequest("x", image=image, last_image=last, num_frames=9, num_inference_steps=4, **size)
+    lines = str(planner(variant).plan(request)).splitlines()
+    rows = [line for line in lines if line.split(" ")[0] in ("stage", "text", "image", "denoise", "decode", "whole")]
+    assert len({len(row) for row in rows}) == 1 and len(rows) == (6 if image else 5)
+    text = "\n".join(lines)
+    assert all(word in text for word in (variant, "9 frames", "unipc", "seed 0", "float32 on cpu", "measured"))
+    assert all(len(line) <= 200 for line in lines)
+
+
+def test_planning_is_fast() -> None:
+    made = planner()
+    made.plan(REQUEST)
+    best = min(_seconds(lambda: made.plan(REQUEST)) for _ in range(5))
+    assert best < 0.05
+
+
+def _seconds(run: object) -> float:
+    start = time.perf_counter()
+    run()  # type: ignore[operator]
+    return time.perf_counter() - start
+
+
+def test_two_experts_and_their_scales() -> None:
+    plan = planner("t2v-a14b").plan(GenerateRequest("x", height=32, width=48, num_frames=9, num_inference_steps=10))
+    experts = [step.expert for step in plan.guidance]
+    assert experts == sorted(experts) and set(experts) == {0, 1}
+    assert {(s.expert, s.scale) for s in plan.guidance} == {(0, 4.0), (1, 3.0)}
+    assert "expert 1" in str(plan) and "transformer_2" in plan.weights_bytes
+
+
+def test_more_variants_take_more_time_and_no_more_memory() -> None:
+    made = planner()
+    one, two = made.plan(REQUEST), made.plan(GenerateRequest(**{**REQUEST.to_dict(), "num_videos_per_prompt": 2}))
+    assert two.stage("denoise").flops == 2 * one.stage("denoise").flops
+    assert two.stage("text").flops == one.stage("text").flops and two.peak_bytes == one.peak_bytes
+
+
+def test_a_grid_beyond_the_positions_is_refused() -> None:
+    with pytest.raises(RequestError) as caught:
+        planner().plan(GenerateRequest("x", height=16 * 1025, width=32, num_frames=9))
+    assert caught.value.fields == ("height",)
+
+
+def test_few_step_solvers_refuse_what_they_cannot_do() -> None:
+    assert planner().plan(GenerateRequest("x", solver="rcm")).num_steps == 4
+    assert planner().plan(GenerateRequest("x", solver="dmd")).num_steps == 3
+    with pytest.raises(RequestError, match="num_inference_steps"):
+        planner().plan(GenerateRequest("x", solver="dmd", num_inference_steps=50))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    frames=st.integers(0, 30),
+    rows=st.integers(1, 60),
+    columns=st.integers(1, 60),
+    limit=st.integers(10**6, 4 * 10**9),
+)
+def test_what_would_fit_does_fit(frames: int, rows: int, columns: int, limit: int) -> None:
+    config, clip = WanVaeConfig(), PixelGrid(1 + 4 * frames, 16 * rows, 16 * columns)
+
+    def peak(grid: PixelGrid) -> int:
+        latents = grid.latents(16, 4, 8)
+        denoise = memory.denoise_bytes(WAN_1_3B, latents, latents.tokens((1, 2, 2)), 512, 2, 4)
+        return max(denoise, memory.decode_bytes(config, latents, 1, 4))
+
+    for advice in memory.what_would_fit(peak, clip, 4, (16, 16), limit):
+        words = advice.replace("num_frames=", "").split()
+        count, size = (words[0], words[-1]) if "x" in words[-1] else (words[-1], words[0])
+        width, height = (int(side) for side in size.split("x"))
+        grid = PixelGrid(int(count), height, width)
+        assert peak(grid) <= limit and grid.latents(16, 4, 8).tokens((1, 2, 2)).count > 0
+        assert grid.frames <= clip.frames and height <= clip.height
+
+
+def test_no_room_for_the_weights_says_so() -> None:
+    plan = planner(memory_budget_bytes=1000).plan(REQUEST)
+    assert not plan.fits and plan.would_fit == ()
+    with pytest.raises(MemoryBudgetError, match="the weights of"):
+        plan.require_fit()
+
+
+def test_the_budget_is_what_was_configured_or_what_is_free() -> None:
+    assert memory.budget(123, "cpu") == memory.Budget(123, "configured")
+    free = memory.budget(None, "cpu")
+    assert free.limit_bytes > 0 and memory.budget(None, "cpu", 10**15).limit_bytes > 10**15
