@@ -351,7 +351,7 @@ def test_what_fails_in_the_thread_is_raised_in_the_caller(tmp_path, monkeypatch,
     def fail(*_):
         raise failure
 
-    monkeypatch.setattr(mp4, "_as_yuv", fail)
+    monkeypatch.setattr(mp4._ToYuv, "__call__", fail)
     with pytest.raises(expected, match=words) as caught, VideoWriter(tmp_path / "a.mp4", 24, 16, 16) as writer:
         for _ in range(1000):
             writer.write(noise(1, 16, 16))
@@ -360,8 +360,8 @@ def test_what_fails_in_the_thread_is_raised_in_the_caller(tmp_path, monkeypatch,
 
 
 def test_a_writer_that_is_far_behind_holds_its_caller_back(tmp_path, monkeypatch):
-    convert, gate = mp4._as_yuv, threading.Event()
-    monkeypatch.setattr(mp4, "_as_yuv", lambda *arguments: gate.wait(5) and convert(*arguments))
+    convert, gate = mp4._ToYuv.__call__, threading.Event()
+    monkeypatch.setattr(mp4._ToYuv, "__call__", lambda *arguments: gate.wait(5) and convert(*arguments))
     with VideoWriter(tmp_path / "a.mp4", 24, 16, 16) as writer:
         threading.Timer(0.2, gate.set).start()
         start = time.perf_counter()

@@ -37,6 +37,8 @@ class Outputs:
     @classmethod
     def of(cls, namespace: argparse.Namespace) -> Outputs:
         """As typed. With several variants each name gets its seed: ``out.mp4`` becomes ``out-7.mp4``, ``out-8.mp4``."""
+        if namespace.preview_every is not None and namespace.preview_dir is None:
+            raise OutputError("--preview-every: has no effect without --preview-dir, the folder to write previews to")
         count = namespace.variants
         if count > MAX_VARIANTS:
             raise OutputError(f"--variants: {count} is more than {MAX_VARIANTS}, the most that one command makes")

@@ -236,12 +236,13 @@ class VideoWriter:
         """The thread: takes chunks until there are no more, or until it is told to stop."""
         with self._av.open(f"file:{self._temporary}", "w", format="mp4") as container:
             stream = _add_h264(container, self.fps, self.height, self.width, self.crf)
+            convert = _ToYuv(self._av, self.fps)
             index = 0
             while (chunk := self._queue.get()) is not None:
                 for picture in chunk:
                     if self._cancelled.is_set():
                         return
-                    container.mux(stream.encode(_as_yuv(self._av, picture, index, self.fps)))
+                    container.mux(stream.encode(convert(picture, index)))
                     index += 1
             if not self._cancelled.is_set():
                 container.mux(stream.encode(None))
@@ -258,19 +259,23 @@ def _add_h264(container: Any, fps: Fraction, height: int, width: int, crf: int) 
     return stream
 
 
-def _as_yuv(av: Any, picture: npt.NDArray[np.uint8], index: int, fps: Fraction) -> Any:
-    """One RGB picture as the encoder wants it: BT.709 limited range, shown at ``index / fps``."""
-    method = av.video.reformatter.Interpolation
-    frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(
-        format="yuv420p",
-        dst_colorspace=_BT709,
-        dst_color_range=_LIMITED_RANGE,
-        interpolation=method.BILINEAR | method.ACCURATE_RND,
-        threads=1,
-    )
-    frame.color_primaries = frame.color_trc = _BT709
-    frame.pts, frame.time_base = index, 1 / fps
-    return frame
+class _ToYuv:
+    """RGB pictures as the encoder wants them: BT.709, limited range, 4:2:0, picture i shown at ``i / fps``."""
+
+    def __init__(self, av: Any, fps: Fraction) -> None:
+        reformatter = av.video.reformatter
+        self._av, self._time_base = av, 1 / fps
+        self._reformatter = reformatter.VideoReformatter()
+        self._target = {"format": "yuv420p", "dst_colorspace": "ITU709", "dst_color_range": "MPEG"}
+        method = reformatter.Interpolation
+        if hasattr(method, "ACCURATE_RND"):  # PyAV 18; what rounds without it makes colours 0.3 levels darker
+            self._target["interpolation"] = method.BILINEAR | method.ACCURATE_RND
+
+    def __call__(self, picture: npt.NDArray[np.uint8], index: int) -> Any:
+        given = self._av.VideoFrame.from_ndarray(picture, format="rgb24")
+        frame = self._reformatter.reformat(given, **self._target)
+        frame.pts, frame.time_base = index, self._time_base
+        return frame
 
 
 def _wrap(av: Any, source: files.StrPath, target: files.StrPath, fps: Fraction, comment: str | None) -> None:
