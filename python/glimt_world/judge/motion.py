@@ -13,7 +13,7 @@ from glimt_world.scene import FOCAL
 PROFILE = 16
 
 
-def motion_of(track: Track, frames: Array, camera: Camera) -> tuple[str, dict[str, float]]:
+def motion_of(track: Track, shape: str, frames: Array, camera: Camera) -> tuple[str, dict[str, float]]:
     """The motion's word and the measures behind it.
 
     ``across``: world units to the right over the clip; ``size``: log change of height in the picture; ``base``: log
@@ -43,20 +43,22 @@ def motion_of(track: Track, frames: Array, camera: Camera) -> tuple[str, dict[st
     outline = _wobble(time[seen], np.log((boxes[:, 2] - boxes[:, 0])[seen] / zoom[seen]))
     bounce = swing * float(depth) / FOCAL
     found = {"across": across, "size": size, "base": down, "bounce": bounce, "spin": spin, "outline": outline}
-    return _word(found), found
+    return _word(found, shape), found
 
 
-def _word(found: dict[str, float]) -> str:
+def _word(found: dict[str, float], shape: str) -> str:
     if found["bounce"] > 0.25:
         return "bouncing"
     if abs(found["across"]) > 0.55:
         return "right" if found["across"] > 0 else "left"
-    turning = found["spin"] > 0.11 and abs(found["size"]) < 0.35  # a turning cube's outline breathes a little
+    turning = found["spin"] > 0.09 and abs(found["size"]) < 0.35
     if abs(found["size"]) > 0.25 and not turning:
         if found["size"] > 0:
             return "towards" if found["base"] > 0.55 * found["size"] else "growing"
         return "away"
-    return "spinning" if found["spin"] > 0.036 or found["outline"] > 0.06 else "still"
+    # A turning cube shows less pattern than a ball's or cone's stripes, but its outline breathes.
+    turns = found["spin"] + found["outline"] > 0.06 if shape == "cube" else found["spin"] > 0.046
+    return "spinning" if turns else "still"
 
 
 def _centre(boxes: Array, width: int) -> Array:
@@ -70,7 +72,7 @@ def _centre(boxes: Array, width: int) -> Array:
         hidden_left, hidden_right = cut_left & ~cut_right, cut_right & ~cut_left
         np.copyto(left, np.minimum(right - usual, 0), where=hidden_left)
         np.copyto(right, np.maximum(boxes[:, 0] + usual, width), where=hidden_right)
-    out: Array = (left + right) / 2
+    out: Array = 0.5 * (left + right).astype(np.float32)
     return out
 
 
@@ -96,11 +98,12 @@ def _swing(time: Array, base: Array) -> float:
 
 
 def _wobble(time: Array, values: Array) -> float:
-    """Standard deviation around a line, after a running mean over five frames."""
+    """Standard deviation around a line, after a running mean."""
     if len(values) < 8:
         return 0.0
     rest = values - np.polyval(np.polyfit(time, values, 1), time)
-    return float(np.std(np.convolve(rest, np.ones(5) / 5, mode="valid")))
+    window = _window(len(rest))
+    return float(np.std(np.convolve(rest, np.ones(window) / window, mode="valid")))
 
 
 def _spin(track: Track, frames: Array, use: npt.NDArray[np.bool_]) -> float:
@@ -128,7 +131,14 @@ def _spin(track: Track, frames: Array, use: npt.NDArray[np.bool_]) -> float:
         return 0.0
     bright = max(float(table.mean()), 0.08)
     table -= table.mean(axis=1, keepdims=True)  # a clip that grows brighter or darker does not turn
-    noise = float(np.mean((table[3:] - table[:-3]) ** 2)) / 2
-    smooth = sum(table[i : len(table) - 4 + i] for i in range(5)) / 5
+    window, lag = _window(len(table)), max(1, round(0.1 * len(table)))
+    noise = float(np.mean((table[lag:] - table[:-lag]) ** 2)) / 2
+    sums = np.cumsum(np.concatenate([np.zeros_like(table[:1]), table]), axis=0)
+    smooth = (sums[window:] - sums[:-window]) / window
     spread = float(np.mean(np.var(smooth, axis=0)))
-    return float(np.sqrt(max(spread - noise / 5, 0.0)) / bright)
+    return float(np.sqrt(max(spread - noise / window, 0.0)) / bright)
+
+
+def _window(count: int) -> int:
+    """Frames in a running mean: about a seventh of the clip, odd."""
+    return 2 * round(0.07 * count) + 1

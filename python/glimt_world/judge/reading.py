@@ -124,7 +124,7 @@ def _with_pattern(
 def _found(track: Track, clip: Array, camera: Camera) -> Found:
     _, height, width, _ = clip.shape
     shape, outline = shape_of(track, height, width)
-    motion, measures = motion_of(track, clip, camera)
+    motion, measures = motion_of(track, shape, clip, camera)
     boxes = np.full((len(clip), 4), np.nan, np.float32)
     for t, blob in zip(track.frames, track.blobs, strict=True):
         boxes[t] = np.array([blob.left, blob.top, blob.right, blob.bottom], np.float32) / width
