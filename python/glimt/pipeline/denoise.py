@@ -73,8 +73,10 @@ class Velocity:
         return out if guidance.scale is None else guide(out[:1], out[1:], guidance.scale)
 
     def diagnose(self, x: Tensor, step: int, guidance: StepGuidance) -> str:
-        """Name the operation that first goes wrong at this step."""
-        return first_nonfinite(self._prepare(guidance).network, lambda: self(x, step, guidance))
+        """Name the operation that first goes wrong at this step, what is computed once per request included."""
+        network = self._prepare(guidance).network
+        self.forget()
+        return first_nonfinite(network, partial(self, x, step, guidance))
 
     def forget(self) -> None:
         """Let go of the network; the next call prepares again."""
