@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from glimt_world.render import render
-from glimt_world.scene import Scene, draw_scene
+from glimt_world.render import EYE, HORIZON, render
+from glimt_world.scene import FOCAL, Scene, camera_at, draw_scene, pose
 
 
 def scenes(seed: int, *, held_out: bool = False, two: float = 0.3) -> Iterator[Scene]:
@@ -26,8 +26,24 @@ def to_pixels(frames: np.ndarray) -> Tensor:
     return torch.from_numpy(frames).permute(3, 0, 1, 2).float().div_(127.5).sub_(1.0)
 
 
-def random_clip(scene: Scene, rng: np.random.Generator, *, num_frames: int, size: int) -> Tensor:
-    """A window of a scene's clip at the pace of 33 frames a clip: float32 [3, num_frames, size, size]."""
+def random_clip(scene: Scene, rng: np.random.Generator, *, num_frames: int, size: int = 96, crop: int = 96) -> Tensor:
+    """A window in time of a scene's clip, at the pace of 33 frames a clip: float32 [3, num_frames, crop, crop].
+
+    A ``crop`` smaller than the picture lies around a thing: backgrounds are learned long before edges in motion are.
+    """
     length = (num_frames - 1) / 32
     start = float(rng.uniform(0, 1 - length)) if length < 1 else 0.0
-    return to_pixels(render(scene, num_frames=num_frames, height=size, width=size, span=(start, start + length)))
+    frames = render(scene, num_frames=num_frames, height=size, width=size, span=(start, start + length))
+    row, col = _corner(scene, rng, start + length / 2, size, crop)
+    return to_pixels(frames[:, row : row + crop, col : col + crop])
+
+
+def _corner(scene: Scene, rng: np.random.Generator, s: float, size: int, crop: int) -> tuple[int, int]:
+    """Upper left corner of a square that holds the middle of a random thing at time ``s``, somewhere inside it."""
+    thing = scene.things[int(rng.integers(len(scene.things)))]
+    p, (shift, zoom) = pose(thing, s), camera_at(scene, s)
+    k = FOCAL / p.z
+    u, v = zoom * k * p.x + shift, zoom * (HORIZON + k * (EYE - p.y - p.size))
+    centre = np.array([v + 0.5, u + 0.5]) * size + rng.uniform(-0.25, 0.25, 2) * crop
+    row, col = np.clip(np.round(centre - crop / 2), 0, size - crop).astype(int)
+    return int(row), int(col)

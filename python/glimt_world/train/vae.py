@@ -71,13 +71,19 @@ def prepare(vae: WanVae) -> None:
                 last.bias.zero_()  # type: ignore[union-attr]
 
 
-def batch_at(step: int, source: Iterator[Scene], rng: np.random.Generator, size: int, scale: int) -> Tensor:
-    """Pixels [B, 3, F, size, size]: mostly short clips, every fourth time longer ones of the same total length."""
-    clips, num_frames = (scale, 17) if step % 4 == 3 else (2 * scale, 9)
-    return torch.stack([random_clip(next(source), rng, num_frames=num_frames, size=size) for _ in range(clips)])
+# (clips, frames, crop) by turns, of like cost: short clips of whole pictures, longer ones around the things. Whole-length
+# clips have to be among them, or colours drift after the frames that training has seen.
+BATCHES = ((2, 9, 96), (2, 17, 64), (1, 33, 64))
 
 
-def train(folder: Path, *, minutes: float, scale: int = 1, size: int = 96, peak: float = 0.02) -> None:
+def batch_at(step: int, source: Iterator[Scene], rng: np.random.Generator, scale: int) -> Tensor:
+    """Pixels [B, 3, F, crop, crop] for one step."""
+    clips, num_frames, crop = BATCHES[step % len(BATCHES)]
+    count = clips * scale
+    return torch.stack([random_clip(next(source), rng, num_frames=num_frames, crop=crop) for _ in range(count)])
+
+
+def train(folder: Path, *, minutes: float, scale: int = 1, peak: float = 0.02) -> None:
     """Train for ``minutes`` of wall time in all (the schedule follows time, resumes count on)."""
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -92,9 +98,10 @@ def train(folder: Path, *, minutes: float, scale: int = 1, size: int = 96, peak:
     parts = {"vae": vae, "muon": muon, "adam": adam, "average": average, "clock": clock}
     step = run.resume(parts)
     source, rng = scenes(1000 + step), np.random.default_rng(step)
+    recent: list[tuple[float, float]] = []
     while clock.minutes < minutes:
         started = time.monotonic()
-        pixels = batch_at(step, source, rng, size, scale).to(device).contiguous(memory_format=torch.channels_last_3d)
+        pixels = batch_at(step, source, rng, scale).to(device).contiguous(memory_format=torch.channels_last_3d)
         rate = learning_rate(clock.minutes / minutes, peak)
         set_rate(muon, rate)
         set_rate(adam, 0.1 * rate)
@@ -108,8 +115,11 @@ def train(folder: Path, *, minutes: float, scale: int = 1, size: int = 96, peak:
         average.update(vae)
         step += 1
         clock.minutes += (time.monotonic() - started) / 60
-        if step % 25 == 0:
-            run.log(step=step, minutes=round(clock.minutes, 2), loss=loss.item(), psnr=psnr(out.detach(), pixels))
+        recent.append((loss.item(), psnr(out.detach(), pixels)))
+        if step % 30 == 0:
+            mean_loss, mean_psnr = np.mean(recent, axis=0)
+            run.log(step=step, minutes=round(clock.minutes, 2), loss=round(mean_loss, 5), psnr=round(mean_psnr, 2))
+            recent.clear()
         if step % 250 == 0:
             run.save(step, parts)
     run.save(step, parts)
