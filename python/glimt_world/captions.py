@@ -125,7 +125,7 @@ def _detailed(scene: Scene, rng: np.random.Generator, sky: bool, camera: bool) -
 
 
 def caption(scene: Scene, rng: np.random.Generator) -> Caption:
-    """One of the many captions of a scene. The floor is always stated, the sky mostly, a moving camera nearly always."""
+    """One of a scene's many captions. It always states the floor, mostly the sky, nearly always a moving camera."""
     sky = bool(rng.random() < 0.75)
     camera = bool(rng.random() < (0.2 if scene.camera == "still" else 0.9))
     form = (_short, _short, _setting_first, _detailed)[int(rng.integers(4))]

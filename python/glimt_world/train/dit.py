@@ -2,9 +2,9 @@
 
     x_sigma = (1 - sigma) x0 + sigma noise;  loss = || model(x_sigma, 1000 sigma, text) - (noise - x0) ||^2
 
-A quarter of the clips keep some latent frames known (clean, at timestep 0, not counted in the loss): the first ones, the
-last ones, both, or a span in the middle, so that the same weights continue, precede, join and loop clips. A tenth has its
-caption dropped, for guidance. Early on, part of the batches are single pictures, which teach words cheaply.
+A quarter of the clips keep some latent frames known (clean, at timestep 0, not counted in the loss): the first ones,
+the last ones, both, or a span in the middle, so that the same weights continue, precede, join and loop clips. A tenth
+has its caption dropped, for guidance. Early on, most batches are single pictures, which teach words cheaply.
 """
 
 from __future__ import annotations

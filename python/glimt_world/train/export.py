@@ -46,7 +46,7 @@ SCHEDULER = {
 
 
 def load_vae(folder: Path) -> WanVae:
-    """The averaged autoencoder of a training folder, with the latent statistics that :func:`measure` wrote beside it."""
+    """The averaged autoencoder of a training folder, with the statistics that :func:`measure` wrote beside it."""
     values = json.loads((folder / "statistics.json").read_text())
     config = dataclasses.replace(vae.CONFIG, latents_mean=tuple(values["mean"]), latents_std=tuple(values["std"]))
     model = WanVae(config)

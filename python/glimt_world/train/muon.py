@@ -50,9 +50,7 @@ def orthogonalize(g: Tensor, steps: int = 5) -> Tensor:
 
 def split_parameters(module: torch.nn.Module) -> tuple[list[Tensor], list[Tensor]]:
     """(matrices for Muon, everything else for AdamW): weights of linear and convolution layers, and the rest."""
-    matrices: list[Tensor] = []
-    for layer in module.modules():
-        if isinstance(layer, (torch.nn.Linear, torch.nn.Conv2d, torch.nn.Conv3d)):
-            matrices.append(layer.weight)
+    kinds = (torch.nn.Linear, torch.nn.Conv2d, torch.nn.Conv3d)
+    matrices: list[Tensor] = [layer.weight for layer in module.modules() if isinstance(layer, kinds)]
     chosen = {id(p) for p in matrices}
     return matrices, [p for p in module.parameters() if id(p) not in chosen]

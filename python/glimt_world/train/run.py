@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,7 @@ class Run:
     def save(self, step: int, parts: dict[str, Any]) -> None:
         state = {name: part.state_dict() for name, part in parts.items()}
         torch.save({"step": step, **state}, self.folder / "state.tmp")
-        os.replace(self.folder / "state.tmp", self.folder / "state.pt")
+        (self.folder / "state.tmp").replace(self.folder / "state.pt")
 
     def log(self, **values: float) -> None:
         line = json.dumps({"seconds": round(time.monotonic() - self.started, 1), **values})

@@ -1,6 +1,6 @@
 """Train the autoencoder on short clips; its statistics are measured at the end.
 
-Loss: mean absolute error + 0.5 x mean squared error of pixels + a small Kullback-Leibler term that keeps latents smooth.
+Loss: mean absolute error + 0.5 x mean squared error of pixels + a small Kullback-Leibler term, for smooth latents.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ def prepare(vae: WanVae) -> None:
                 last.bias.zero_()  # type: ignore[union-attr]
 
 
-# (clips, frames, crop) by turns, of like cost: short clips of whole pictures, longer ones around the things. Whole-length
-# clips have to be among them, or colours drift after the frames that training has seen.
+# (clips, frames, crop) by turns, of like cost: short clips of whole pictures, longer ones around the things.
+# Whole-length clips have to be among them, or colours drift after the frames that training has seen.
 BATCHES = ((2, 9, 96), (2, 17, 64), (1, 33, 64))
 
 

@@ -63,6 +63,6 @@ def _axis_angles(dim: int, positions: int, theta: float) -> Tensor:
 
 def rotate(x: Tensor, tables: RopeTables) -> Tensor:
     """Turn ``x [B, N, heads, head_dim]``; computed in float32, returned in the dtype of ``x``. Differentiable."""
-    a, b = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    a, b = x.float().view(*x.shape[:-1], -1, 2).unbind(-1)
     cos, sin = tables.cos[:, None, :], tables.sin[:, None, :]
     return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2).to(x.dtype)
