@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from glimt.models.wan import vae_ops
 from glimt.models.wan.config import WanVaeConfig
 from glimt.models.wan.vae import WanVae
 from glimt.models.wan.vae_blocks import CausalCache
@@ -114,3 +115,35 @@ def test_normalized_latents_are_those_of_the_pipelines() -> None:
     )
     assert torch.allclose(model.normalize(z), (z - mean) / std, atol=1e-6)
     assert torch.allclose(model.denormalize(model.normalize(z)), z, atol=1e-6)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_way_of_inference_equals_the_way_of_training(form: str) -> None:
+    model = ours(tiny.vae(form))
+    z, pixels = latents(model, 3), clip(form, 9)
+    with torch.no_grad():
+        frames, mean = model.decode_whole(z), model.encode(pixels)[0]
+    with torch.enable_grad():
+        assert tiny.relative_error(frames, model.decode_whole(z)) <= TOLERANCE
+        assert tiny.relative_error(mean, model.encode(pixels)[0]) <= TOLERANCE
+
+
+def test_upsampling_folds_into_its_convolution() -> None:
+    x, weight, bias = torch.randn(2, 5, 3, 4, 7), torch.randn(6, 5, 3, 3), torch.randn(6)
+    exact = vae_ops.upsample_conv(x.double(), weight.double(), bias.double())
+    with torch.no_grad():
+        assert tiny.relative_error(vae_ops.upsample_conv(x, weight, bias), exact) <= 1e-6
+    folded = vae_ops.fold_upsample(weight.double()).view(2, 2, 6, 5, 2, 2)
+    assert torch.allclose(folded.sum((-1, -2)), weight.double().sum((-1, -2)).expand(2, 2, 6, 5))
+
+
+@pytest.mark.parametrize(("channels", "out", "factor_t"), [(8, 8, 2), (8, 4, 2), (4, 6, 1), (12, 6, 2)])
+@pytest.mark.parametrize("first", [True, False])
+def test_the_unfolding_shortcut_both_ways(channels: int, out: int, factor_t: int, first: bool) -> None:
+    x = torch.randn(2, channels, 3, 4, 5)
+    frames = 3 * factor_t - (factor_t - 1 if first else 0)
+    y = torch.randn(2, out, frames, 8, 10)
+    with torch.enable_grad():
+        plain = vae_ops.add_unfolded(y, x, factor_t, first=first)
+    with torch.no_grad():
+        assert torch.equal(vae_ops.add_unfolded(y.clone(), x, factor_t, first=first), plain)

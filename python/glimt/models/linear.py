@@ -21,21 +21,22 @@ def has_onednn() -> bool:
     return bool(torch._C._has_mkldnn) and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
-def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
-    plain = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and x.numel() > 0
-    return plain and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu") and has_onednn()
+def runs_onednn(*tensors: Tensor) -> bool:
+    """Whether an op on these tensors is inference in float32 on a CPU, which oneDNN is called for by name."""
+    plain = all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors) and not torch.is_grad_enabled()
+    return plain and has_onednn() and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``x weight^T + bias``: ``x [..., K]``, ``weight [M, K]``, ``bias [M]`` -> ``[..., M]``."""
-    if _takes_onednn(x, weight):
+    if runs_onednn(x, weight) and x.numel() > 0:
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return F.linear(x, weight, bias)
 
 
 def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None, approximate: str) -> Tensor:
     """``gelu(x weight^T + bias)``; ``approximate`` is ``"tanh"`` or ``"none"``, as for ``F.gelu``."""
-    if _takes_onednn(x, weight):
+    if runs_onednn(x, weight) and x.numel() > 0:
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu", [], approximate)
     return F.gelu(F.linear(x, weight, bias), approximate=approximate)
 

@@ -1,14 +1,15 @@
 """The Wan causal video autoencoder, 2.1 (plain) and 2.2 (residual) form, as one definition.
 
-Pixels [B, 3, F, H, W] in [-1, 1] <-> latents [B, z_dim, f, h, w] with ``F = 1 + scale_t * (f - 1)``, ``H = scale_s * h``.
+Pixels [B, 3, F, H, W] in [-1, 1] <-> latents [B, z_dim, f, h, w]: ``F = 1 + scale_t * (f - 1)``, ``H = scale_s * h``.
 ``encode_chunk`` and ``decode_chunk`` carry a :class:`CausalCache`; ``encode`` and ``decode`` do a whole clip with them.
 Source: Wan 2.1 technical report (section 4.1); parameter names as in Diffusers' ``AutoencoderKLWan``.
 """
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glimt.models.wan.config import WanVaeConfig
@@ -35,7 +36,7 @@ class ResidualDownBlock(nn.Module):
             in_channels, out_channels, factor_t=2 if temporal else 1, factor_s=2 if down else 1
         )
         widths = [in_channels] + [out_channels] * blocks
-        self.resnets = nn.ModuleList([ResidualBlock(a, b) for a, b in zip(widths, widths[1:])])
+        self.resnets = nn.ModuleList([ResidualBlock(a, b) for a, b in pairwise(widths)])
         self.downsampler = Downsample(out_channels, temporal=temporal) if down else None
 
     def forward(self, x: Tensor, cache: CausalCache) -> Tensor:
@@ -44,7 +45,7 @@ class ResidualDownBlock(nn.Module):
             x = block(x, cache)
         if self.downsampler is not None:
             x = self.downsampler(x, cache)
-        return x + shortcut  # type: ignore[no-any-return]
+        return x + shortcut
 
 
 class UpBlock(nn.Module):
@@ -55,7 +56,7 @@ class UpBlock(nn.Module):
     ) -> None:
         super().__init__()
         widths = [in_channels] + [out_channels] * (blocks + 1)
-        self.resnets = nn.ModuleList([ResidualBlock(a, b) for a, b in zip(widths, widths[1:])])
+        self.resnets = nn.ModuleList([ResidualBlock(a, b) for a, b in pairwise(widths)])
         self.upsampler: Upsample | None = None
         self.upsamplers: nn.ModuleList | None = None
         self.avg_shortcut: UnfoldShortcut | None = None
@@ -72,7 +73,7 @@ class UpBlock(nn.Module):
         if self.upsamplers is not None:
             x = self.upsamplers[0](x, cache)
         if self.upsampler is not None and self.avg_shortcut is not None:
-            x = self.upsampler(x, cache) + self.avg_shortcut(start, first=cache.first)
+            x = self.avg_shortcut(self.upsampler(x, cache), start, first=cache.first)
         return x
 
 
@@ -83,7 +84,7 @@ class Encoder(nn.Module):
         self.conv_in = CausalConv3d(config.in_channels, dims[0], (3, 3, 3))
         self.down_blocks = nn.ModuleList()
         scale = 1.0
-        for i, (a, b) in enumerate(zip(dims, dims[1:])):
+        for i, (a, b) in enumerate(pairwise(dims)):
             down = i < len(config.dim_mult) - 1
             temporal = down and config.temperal_downsample[i]
             if config.is_residual:
@@ -106,7 +107,7 @@ class Encoder(nn.Module):
         for block in self.down_blocks:
             x = block(x) if isinstance(block, FrameAttention) else block(x, cache)
         x = self.mid_block(x, cache)
-        return self.conv_out(F.silu(self.norm_out(x)), cache)  # type: ignore[no-any-return]
+        return self.conv_out(self.norm_out(x, silu=True), cache)
 
 
 class Decoder(nn.Module):
@@ -119,7 +120,7 @@ class Decoder(nn.Module):
         self.conv_in = CausalConv3d(config.z_dim, dims[0], (3, 3, 3))
         self.mid_block = MidBlock(dims[0])
         self.up_blocks = nn.ModuleList()
-        for i, (a, b) in enumerate(zip(dims, dims[1:])):
+        for i, (a, b) in enumerate(pairwise(dims)):
             up = i < len(mult) - 1
             if i > 0 and not config.is_residual:
                 a //= 2  # the plain upsampler has halved the channels already
@@ -140,7 +141,7 @@ class Decoder(nn.Module):
         x = self.mid_block(self.conv_in(z, cache), cache)
         for block in self.up_blocks:
             x = block(x, cache)
-        return self.conv_out(F.silu(self.norm_out(x)), cache)  # type: ignore[no-any-return]
+        return self.conv_out(self.norm_out(x, silu=True), cache)
 
 
 class WanVae(nn.Module):

@@ -14,6 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from glimt.models.linear import linear
+from glimt.models.wan import vae_ops
+
 
 class CausalCache:
     """What one clip's earlier chunks leave behind for the next one; empty at the start of a clip.
@@ -52,30 +55,27 @@ class CausalConv3d(nn.Conv3d):
         super().__init__(in_channels, out_channels, kernel, padding=(0, *space))
         self.history = kernel[0] - 1
 
-    def forward(self, x: Tensor, cache: CausalCache | None = None) -> Tensor:  # type: ignore[override]
+    def forward(
+        self, x: Tensor, cache: CausalCache | None = None, plus: Tensor | None = None
+    ) -> Tensor:
+        """The convolution of ``x``, and ``plus`` added to it."""
         if self.history:
-            past = cache.get(self) if cache is not None else None
-            missing = self.history - (0 if past is None else past.shape[2])
-            if past is not None:
-                x = torch.cat([past, x], dim=2)
-            if missing:
-                x = F.pad(x, (0, 0, 0, 0, missing, 0))
+            x = vae_ops.prepend(x, None if cache is None else cache.get(self), self.history)
             if cache is not None:
                 cache.put(self, x[:, :, -self.history :])
-        return super().forward(x)
+        _, h, w = self.kernel_size
+        return vae_ops.conv3d(x, self.weight, self.bias, padding=(0, h // 2, w // 2), plus=plus)
 
 
 class ChannelRmsNorm(nn.Module):
-    """``gamma * sqrt(C) * x / max(||x||_2, 1e-12)`` over the channel axis 1 of [B, C, ...], norm in float32."""
+    """``gamma * sqrt(C) * x / max(||x||_2, 1e-12)`` over the channel axis 1, then SiLU if asked; norm in float32."""
 
     def __init__(self, channels: int, spatial_dims: int) -> None:
         super().__init__()
         self.gamma = nn.Parameter(torch.ones(channels, *(1,) * spatial_dims))
-        self.scale = channels**0.5
 
-    def forward(self, x: Tensor) -> Tensor:
-        square = x.float().square().sum(dim=1, keepdim=True).clamp_min(1e-24)
-        return x * (square.rsqrt() * self.scale).to(x.dtype) * self.gamma.to(x.dtype)
+    def forward(self, x: Tensor, *, silu: bool = False) -> Tensor:
+        return vae_ops.norm_silu(x, self.gamma, silu=silu)
 
 
 class ResidualBlock(nn.Module):
@@ -91,9 +91,8 @@ class ResidualBlock(nn.Module):
         self.conv_shortcut = nn.Identity() if same else CausalConv3d(in_channels, out_channels, (1, 1, 1))
 
     def forward(self, x: Tensor, cache: CausalCache) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)), cache)
-        h = self.conv2(F.silu(self.norm2(h)), cache)
-        return h + self.conv_shortcut(x)
+        h = self.conv1(self.norm1(x, silu=True), cache)
+        return self.conv2(self.norm2(h, silu=True), cache, plus=self.conv_shortcut(x))
 
 
 class FrameAttention(nn.Module):
@@ -107,12 +106,12 @@ class FrameAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         b, c, f, h, w = x.shape
-        frames = x.permute(0, 2, 1, 3, 4).reshape(b * f, c, h, w)
-        qkv = self.to_qkv(self.norm(frames)).reshape(b * f, 1, 3 * c, h * w).transpose(2, 3)
+        pixels = self.norm(x).permute(0, 2, 3, 4, 1).reshape(b * f, h * w, c)
+        qkv = linear(pixels, self.to_qkv.weight.flatten(1), self.to_qkv.bias)[:, None]
         q, k, v = qkv.chunk(3, dim=-1)
-        mixed = F.scaled_dot_product_attention(q, k, v)
-        out = self.proj(mixed.squeeze(1).transpose(1, 2).reshape(b * f, c, h, w))
-        return out.reshape(b, f, c, h, w).permute(0, 2, 1, 3, 4) + x
+        mixed = F.scaled_dot_product_attention(q, k, v)[:, 0]
+        out = linear(mixed, self.proj.weight.flatten(1), self.proj.bias)
+        return out.view(b, f, h, w, c).permute(0, 4, 1, 2, 3) + x
 
 
 class MidBlock(nn.Module):
@@ -125,7 +124,7 @@ class MidBlock(nn.Module):
 
     def forward(self, x: Tensor, cache: CausalCache) -> Tensor:
         x = self.resnets[0](x, cache)
-        return self.resnets[1](self.attentions[0](x), cache)  # type: ignore[no-any-return]
+        return self.resnets[1](self.attentions[0](x), cache)
 
 
 def per_frame(module: nn.Module, x: Tensor) -> Tensor:
@@ -150,10 +149,13 @@ class Downsample(nn.Module):
         last = cache.get(self)
         cache.put(self, x[:, :, -1:])
         if last is not None:
-            return self.time_conv(torch.cat([last, x], dim=2))  # type: ignore[no-any-return]
+            return self._halve(torch.cat([last, x], dim=2), self.time_conv)
         if x.shape[2] == 1:
             return x
-        return torch.cat([x[:, :, :1], self.time_conv(x)], dim=2)
+        return torch.cat([x[:, :, :1], self._halve(x, self.time_conv)], dim=2)
+
+    def _halve(self, x: Tensor, conv: nn.Conv3d) -> Tensor:
+        return vae_ops.conv3d(x, conv.weight, conv.bias, stride=(2, 1, 1))
 
 
 class Upsample(nn.Module):
@@ -171,14 +173,12 @@ class Upsample(nn.Module):
         if self.time_conv is not None:
             # The first frame of a clip is not doubled, and the time convolution never sees it.
             alone, rest = (x[:, :, :1], x[:, :, 1:]) if cache.first else (x[:, :, :0], x)
-            x = torch.cat([alone, self._double(rest, cache)], dim=2) if rest.shape[2] else alone
-        return per_frame(self.resample, x)
-
-    def _double(self, x: Tensor, cache: CausalCache) -> Tensor:
-        assert self.time_conv is not None
-        b, c, f, h, w = x.shape
-        pairs = self.time_conv(x, cache).reshape(b, 2, c, f, h, w)
-        return pairs.permute(0, 2, 3, 1, 4, 5).reshape(b, c, 2 * f, h, w)
+            if rest.shape[2]:
+                doubled = vae_ops.interleave_frames(self.time_conv(rest, cache))
+                x = torch.cat([alone, doubled], dim=2) if cache.first else doubled
+        conv = self.resample[1]
+        assert isinstance(conv, nn.Conv2d)
+        return vae_ops.upsample_conv(x, conv.weight, conv.bias)
 
 
 class FoldShortcut(nn.Module):
@@ -202,12 +202,10 @@ class UnfoldShortcut(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, *, factor_t: int) -> None:
         super().__init__()
-        self.out_channels, self.factor_t = out_channels, factor_t
-        self.repeats = out_channels * factor_t * 4 // in_channels
+        if out_channels * factor_t * 4 % in_channels:
+            raise ValueError(f"{in_channels} channels do not unfold into {out_channels} x {factor_t} x 2 x 2")
+        self.factor_t = factor_t
 
-    def forward(self, x: Tensor, *, first: bool) -> Tensor:
-        b, _, f, h, w = x.shape
-        t = self.factor_t
-        x = x.repeat_interleave(self.repeats, dim=1).reshape(b, self.out_channels, t, 2, 2, f, h, w)
-        x = x.permute(0, 1, 5, 2, 6, 3, 7, 4).reshape(b, self.out_channels, f * t, 2 * h, 2 * w)
-        return x[:, :, t - 1 :] if first else x
+    def forward(self, y: Tensor, x: Tensor, *, first: bool) -> Tensor:
+        """``y`` (which may be overwritten) plus ``x`` unfolded; ``first``: ``x`` begins a clip."""
+        return vae_ops.add_unfolded(y, x, self.factor_t, first=first)

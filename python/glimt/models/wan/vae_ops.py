@@ -1,0 +1,155 @@
+"""What the blocks of the autoencoder compute, each op in two ways with one meaning.
+
+The plain way is differentiable and runs anywhere. The other is for inference in float32 on a CPU: tensors
+[B, C, F, H, W] keep their channels innermost in memory (``channels_last_3d``), as oneDNN's convolutions and the native
+norm like them, and nothing is written that need not be:
+
+- convolutions go to oneDNN by name (PyTorch prefers a slow one of its own for short chunks: 188 of 224 in one decode),
+  with the residual sum as an epilogue;
+- RMS norm and SiLU are one pass;
+- doubling H and W before a 3x3 convolution is folded into it: each of the four pixels that a pixel becomes sees 2x2
+  pixels of the small picture, so one 2x2 convolution with four times the channels replaces it: 16 products per small
+  pixel instead of 36, the sums of neighbouring weights taken beforehand. Exact algebra;
+- the unfolding shortcut is added in place.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from glimt.models.linear import runs_onednn
+from glimt_kernels import rms_norm_silu
+
+Triple = tuple[int, int, int]
+CHANNELS_LAST = torch.channels_last_3d
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """``x [B, C, F, H, W]`` with channels innermost in memory, where that is the fast way; else as it is."""
+    return x.contiguous(memory_format=CHANNELS_LAST) if runs_onednn(x) else x
+
+
+def prepend(x: Tensor, past: Tensor | None, count: int) -> Tensor:
+    """``count`` frames before those of ``x``: the last of ``past``, and zeros before those."""
+    b, c, f, h, w = x.shape
+    known = 0 if past is None else past.shape[2]
+    if not runs_onednn(x):
+        x = x if past is None else torch.cat([past, x], dim=2)
+        return F.pad(x, (0, 0, 0, 0, count - known, 0)) if count > known else x
+    y = torch.empty((b, c, count + f, h, w), memory_format=CHANNELS_LAST)
+    y[:, :, : count - known] = 0
+    if past is not None:
+        y[:, :, count - known : count] = past
+    y[:, :, count:] = x
+    return y
+
+
+def conv3d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    padding: Triple = (0, 0, 0),
+    stride: Triple = (1, 1, 1),
+    plus: Tensor | None = None,
+) -> Tensor:
+    """Convolution of ``x [B, C, F, H, W]``, and ``plus`` (of the result's shape) added to it."""
+    if not runs_onednn(x, weight) or min(x.shape) == 0:
+        out = F.conv3d(x, weight, bias, stride, padding)
+        return out if plus is None else out + plus
+    x, dilation, conv = channels_last(x), (1, 1, 1), torch.ops.mkldnn._convolution_pointwise
+    if plus is None:
+        return conv(x, weight, bias, padding, stride, dilation, 1, "none", [], "")
+    plus = channels_last(plus)
+    return conv.binary(x, plus, weight, bias, padding, stride, dilation, 1, "add", None, None, [], None)
+
+
+def norm_silu(x: Tensor, gamma: Tensor, *, silu: bool = True) -> Tensor:
+    """``y = gamma sqrt(C) x / max(||x||_2, 1e-12)`` over the channel axis 1 in float32, then ``y sigmoid(y)``."""
+    if runs_onednn(x, gamma) and x.ndim == 5:
+        rows = channels_last(x).permute(0, 2, 3, 4, 1)
+        return rms_norm_silu(rows, gamma.flatten(), silu=silu).permute(0, 4, 1, 2, 3)
+    square = x.float().square().sum(dim=1, keepdim=True).clamp_min(1e-24)
+    gamma = gamma.reshape(-1, *[1] * (x.ndim - 2)).to(x.dtype)
+    y = x * (square.rsqrt() * x.shape[1] ** 0.5).to(x.dtype) * gamma
+    return F.silu(y) if silu else y
+
+
+def upsample_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Double H and W of ``x [B, C, F, H, W]`` (nearest), then convolve every frame with ``weight [C_out, C, 3, 3]``."""
+    if runs_onednn(x, weight) and min(x.shape) > 0:
+        return _folded_upsample_conv(x, weight, bias)
+    b, c, f, h, w = x.shape
+    frames = x.permute(0, 2, 1, 3, 4).reshape(b * f, c, h, w)
+    y = F.conv2d(F.interpolate(frames, scale_factor=2.0, mode="nearest-exact"), weight, bias, padding=1)
+    return y.view(b, f, *y.shape[1:]).permute(0, 2, 1, 3, 4)
+
+
+def fold_upsample(weight: Tensor) -> Tensor:
+    """``[C_out, C, 3, 3]`` over a doubled picture -> ``[4 C_out, C, 2, 2]`` over the small one.
+
+    Output channel ``(2 py + px) C_out + c`` is channel ``c`` of the pixel at row ``py``, column ``px`` of the four.
+    Along one axis, phase 0 sees the pixel before with weight 0 and its own with weights 1 + 2; phase 1 its own with
+    0 + 1 and the next with 2.
+    """
+    rows = torch.stack([_pair(weight, 2, phase) for phase in (0, 1)])
+    phases = torch.stack([_pair(rows, 4, phase) for phase in (0, 1)], dim=1)
+    return phases.flatten(0, 2).contiguous()
+
+
+def _pair(weight: Tensor, dim: int, phase: int) -> Tensor:
+    a, b, c = weight.unbind(dim)
+    return torch.stack([a, b + c] if phase == 0 else [a + b, c], dim)
+
+
+def _folded_upsample_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    b, _, f, h, w = x.shape
+    out = weight.shape[0]
+    folded = fold_upsample(weight)[:, :, None]
+    # One more row and column than the picture has: the corner between four pixels is seen by a phase of each of them.
+    corners = conv3d(x, folded, None if bias is None else bias.repeat(4), padding=(0, 1, 1)).permute(0, 2, 3, 4, 1)
+    y = corners.new_empty(b, f, h, 2, w, 2, out)
+    for py in (0, 1):
+        for px in (0, 1):
+            first = (2 * py + px) * out
+            y[:, :, :, py, :, px] = corners[:, :, py : py + h, px : px + w, first : first + out]
+    return y.view(b, f, 2 * h, 2 * w, out).permute(0, 4, 1, 2, 3)
+
+
+def interleave_frames(x: Tensor) -> Tensor:
+    """``[B, 2 C, F, H, W] -> [B, C, 2 F, H, W]``: the halves of a frame's channels become two frames."""
+    b, c, f, h, w = x.shape
+    pairs = x.view(b, 2, c // 2, f, h, w)
+    if not runs_onednn(x):
+        return pairs.permute(0, 2, 3, 1, 4, 5).reshape(b, c // 2, 2 * f, h, w)
+    y = x.new_empty(b, f, 2, h, w, c // 2)
+    y.copy_(pairs.permute(0, 3, 1, 4, 5, 2))
+    return y.view(b, 2 * f, h, w, c // 2).permute(0, 4, 1, 2, 3)
+
+
+def add_unfolded(y: Tensor, x: Tensor, factor_t: int, *, first: bool) -> Tensor:
+    """``y`` plus ``x [B, C, F, H, W]`` unfolded: channels repeated, then spread over ``factor_t`` frames, 2x2 pixels.
+
+    ``y [B, C', F', 2 H, 2 W]``; with ``first`` the ``factor_t - 1`` leading frames of the unfolded clip fall away.
+    ``y`` may be written to.
+    """
+    b, c, f, h, w = x.shape
+    out, t = y.shape[1], factor_t
+    repeats = out * t * 4 // c
+    if not runs_onednn(y):
+        x = x.repeat_interleave(repeats, dim=1).reshape(b, out, t, 2, 2, f, h, w)
+        x = x.permute(0, 1, 5, 2, 6, 3, 7, 4).reshape(b, out, f * t, 2 * h, 2 * w)
+        return y + (x[:, :, t - 1 :] if first else x)
+    rows, y = channels_last(x).permute(0, 2, 3, 4, 1), channels_last(y)
+    target = y.permute(0, 2, 3, 4, 1).view(b, -1, h, 2, w, 2, out)
+    lost = t - 1 if first else 0
+    for phase in range(4 * t):
+        ti, i, j = phase // 4, phase // 2 % 2, phase % 2
+        source = torch.arange(phase, 4 * t * out, 4 * t) // repeats  # the channel that each channel of y repeats
+        begin = (ti - lost) % t
+        part = rows[:, 1:] if ti < lost else rows
+        if part.shape[1]:
+            target[:, begin::t, :, i, :, j] += part if repeats == 4 * t else part[..., source]
+    return y
