@@ -51,7 +51,7 @@ def _word(found: dict[str, float], shape: str) -> str:
         return "bouncing"
     if abs(found["across"]) > 0.55:
         return "right" if found["across"] > 0 else "left"
-    turning = found["spin"] > 0.09 and abs(found["size"]) < 0.35
+    turning = found["spin"] > 0.09 and abs(found["size"]) < 0.35 and abs(found["base"]) < 0.2
     if abs(found["size"]) > 0.25 and not turning:
         if found["size"] > 0:
             return "towards" if found["base"] > 0.55 * found["size"] else "growing"
