@@ -12,11 +12,14 @@ def main() -> None:
     vae = stages.add_parser("vae", help="the autoencoder")
     vae.add_argument("folder", type=Path)
     vae.add_argument("--minutes", type=float, default=40.0, help="wall time of the whole run, resumes included")
+    vae.add_argument("--start", type=Path, help="checkpoint to begin from, instead of fresh weights")
+    vae.add_argument("--decoder-only", action="store_true", help="leave the latents as they are")
     vae.add_argument("--scale", type=int, default=1, help="clips per step, in units that fit two CPU cores")
     dit = stages.add_parser("dit", help="the transformer and its text encoder, on the autoencoder of VAE")
     dit.add_argument("folder", type=Path)
     dit.add_argument("--vae", type=Path, required=True, help="folder of the vae stage")
     dit.add_argument("--minutes", type=float, default=80.0, help="wall time of the whole run, resumes included")
+    dit.add_argument("--start", type=Path, help="checkpoint to begin from, instead of fresh weights")
     dit.add_argument("--batch", type=int, default=16, help="clips per step")
     export = stages.add_parser("export", help="write the checkpoint that glimt and Diffusers open")
     export.add_argument("target", type=Path)
@@ -29,7 +32,7 @@ def main() -> None:
 def _vae(args: argparse.Namespace) -> None:
     from glimt_world.train import export, vae
 
-    vae.train(args.folder, minutes=args.minutes, scale=args.scale)
+    vae.train(args.folder, minutes=args.minutes, start=args.start, decoder_only=args.decoder_only, scale=args.scale)
     export.measure(args.folder)
     found = export.round_trip(export.load_vae(args.folder))
     print(f"round trip of {len(found)} held-out clips: {sum(found) / len(found):.2f} dB, worst {min(found):.2f} dB")
@@ -38,7 +41,8 @@ def _vae(args: argparse.Namespace) -> None:
 def _dit(args: argparse.Namespace) -> None:
     from glimt_world.train import dit, export
 
-    dit.train(args.folder, export.load_vae(args.vae), minutes=args.minutes, batch=args.batch)
+    vae = export.load_vae(args.vae)
+    dit.train(args.folder, vae, minutes=args.minutes, start=args.start, batch=args.batch)
 
 
 def _export(args: argparse.Namespace) -> None:

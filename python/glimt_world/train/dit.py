@@ -9,13 +9,16 @@ has its caption dropped, for guidance. Early on, most batches are single picture
 
 from __future__ import annotations
 
+import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
 
 from glimt.models.wan.config import WanTransformerConfig
 from glimt.models.wan.context import FoldedText
@@ -25,7 +28,7 @@ from glimt_world.captions import caption
 from glimt_world.scene import Scene
 from glimt_world.train.latents import LatentStore, Shape
 from glimt_world.train.muon import Muon, split_parameters
-from glimt_world.train.run import Average, Clock, Run, learning_rate, set_rate
+from glimt_world.train.run import Average, drive, learning_rate, set_rate
 from glimt_world.train.text import MAX_TOKENS, embed, new_encoder, write_tokenizer
 
 CONFIG = WanTransformerConfig(
@@ -95,11 +98,12 @@ class Trainee(nn.Module):
         return self.transformer(latents, timesteps, fold(text, mask))  # type: ignore[no-any-return]
 
 
-class Trainer:
-    """One flow-matching step after another; everything that a resume needs is in :meth:`parts`."""
+class DitTrainer:
+    """One flow-matching step after another, on pictures or clips."""
 
-    def __init__(self, tokenizer: Any, store: LatentStore, device: str, batch: int, peak: float) -> None:
-        self.tokenizer, self.store, self.device, self.batch, self.peak = tokenizer, store, device, batch, peak
+    def __init__(self, tokenizer: Any, store: LatentStore, device: str, *, batch: int, fresh: int, peak: float) -> None:
+        self.tokenizer, self.store, self.device = tokenizer, store, device
+        self.batch, self.fresh, self.peak = batch, fresh, peak
         self.model = Trainee().to(device)
         self.model.transformer.compile(dynamic=False)
         self.average = Average(self.model, 0.9995)
@@ -117,7 +121,27 @@ class Trainer:
         out = self.tokenizer(texts, padding="max_length", max_length=ROWS, truncation=True, return_tensors="pt")
         return out.input_ids.to(self.device), out.attention_mask.to(self.device)
 
-    def step(self, rng: np.random.Generator, progress: float, pictures: bool) -> float:
+    def load(self, checkpoint: Path) -> None:
+        """Take the weights of a written checkpoint."""
+        self.model.transformer.load_state_dict(
+            load_file(checkpoint / "transformer/diffusion_pytorch_model.safetensors")
+        )
+        weights = load_file(checkpoint / "text_encoder/model.safetensors")
+        # One table under two names; safetensors keeps one of them.
+        weights.setdefault("encoder.embed_tokens.weight", weights["shared.weight"])
+        self.model.text_encoder.load_state_dict(weights)
+        self.average = Average(self.model, self.average.decay)
+
+    def step(self, step: int, progress: float) -> dict[str, float]:
+        rng = np.random.default_rng(step)
+        pictures = bool(rng.random() < picture_share(progress))
+        if not pictures:
+            self.store.add(self.fresh)
+        loss = self._loss(rng, pictures)
+        self._update(loss, progress)
+        return {"picture_loss" if pictures else "loss": loss.item()}
+
+    def _loss(self, rng: np.random.Generator, pictures: bool) -> Tensor:
         x0, scenes = self.store.draw(self.batch * (6 if pictures else 1), rng)
         x0 = (x0[:, :, :1] if pictures else x0).to(self.device)
         count, frames = x0.shape[0], x0.shape[2]
@@ -131,9 +155,7 @@ class Trainer:
         error = (velocity.float() - (noise - x0)).square().mean(dim=(1, 3, 4))
         weight = (~known).float().to(self.device)
         weight[:, 0] *= 1.5  # one picture rests on the first latent frame alone, and it leads the rest
-        loss = (error * weight).sum() / weight.sum()
-        self._update(loss, progress)
-        return loss.item()
+        return (error * weight).sum() / weight.sum()
 
     def _update(self, loss: Tensor, progress: float) -> None:
         rate = learning_rate(progress, self.peak)
@@ -153,38 +175,33 @@ def picture_share(progress: float) -> float:
 
 
 def train(
-    folder: Path, vae: WanVae, *, minutes: float, batch: int = 16, fill: int = 256, fresh: int = 2, peak: float = 0.02
+    folder: Path,
+    vae: WanVae,
+    *,
+    minutes: float,
+    start: Path | None = None,
+    batch: int = 16,
+    fresh: int = 2,
+    peak: float = 0.02,
 ) -> None:
-    """Train for ``minutes`` of wall time in all; ``fresh`` new clips join the store with each step on clips."""
+    """Train in ``folder`` on latents of ``vae``; a new run begins from fresh weights, or from the checkpoint ``start``.
+
+    Args:
+        fresh: new clips that join the store with each step on clips.
+    """
     torch.manual_seed(1)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    run, clock = Run(folder), Clock()
     if not (folder / "tokenizer").exists():
-        write_tokenizer(folder / "tokenizer")
-    from transformers import AutoTokenizer
-
+        folder.mkdir(parents=True, exist_ok=True)
+        if start is None:
+            write_tokenizer(folder / "tokenizer")
+        else:
+            shutil.copytree(start / "tokenizer", folder / "tokenizer")
     store = LatentStore(vae.to(device), Shape(), capacity=24_000, seed=int(time.time()))
-    trainer = Trainer(AutoTokenizer.from_pretrained(folder / "tokenizer"), store, device, batch, peak)
-    parts = {**trainer.parts(), "clock": clock}
-    step = run.resume(parts)
-    rng = np.random.default_rng(step)
-    while len(store) < fill:
+    while len(store) < 256:
         store.add(8)
-    recent: list[float] = []
-    while clock.minutes < minutes:
-        started = time.monotonic()
-        progress = clock.minutes / minutes
-        pictures = bool(rng.random() < picture_share(progress))
-        loss = trainer.step(rng, progress, pictures)
-        if not pictures:
-            store.add(fresh)
-            recent.append(loss)
-        step += 1
-        clock.minutes += (time.monotonic() - started) / 60
-        if step % 50 == 0 and recent:
-            mean = sum(recent) / len(recent)
-            run.log(step=step, minutes=round(clock.minutes, 2), loss=round(mean, 4), clips=len(store))
-            recent.clear()
-        if step % 250 == 0:
-            run.save(step, parts)
-    run.save(step, parts)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
+    trainer = DitTrainer(tokenizer, store, device, batch=batch, fresh=fresh, peak=peak)
+    if start is not None:
+        trainer.load(start)
+    drive(trainer, folder, minutes=minutes)

@@ -6,40 +6,71 @@ import json
 import math
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 
-class Run:
-    """A folder with ``state.pt`` (replaced atomically) and ``log.jsonl`` (one line per report)."""
+class Trainer(Protocol):
+    """A stage of training, as :func:`drive` runs it."""
 
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.folder = folder
-        self.started = time.monotonic()
+    def parts(self) -> dict[str, Any]:
+        """Everything that a resume needs, by name; each has ``state_dict`` and ``load_state_dict``."""
 
-    def resume(self, parts: dict[str, Any]) -> int:
-        """Load every part's state if there is one; return the step to go on from."""
-        path = self.folder / "state.pt"
-        if not path.exists():
-            return 0
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        for name, part in parts.items():
-            part.load_state_dict(state[name])
-        return int(state["step"])
+    def step(self, step: int, progress: float) -> dict[str, float]:
+        """One update at ``progress`` in [0, 1] of the run; what to average and log."""
 
-    def save(self, step: int, parts: dict[str, Any]) -> None:
-        state = {name: part.state_dict() for name, part in parts.items()}
-        torch.save({"step": step, **state}, self.folder / "state.tmp")
-        (self.folder / "state.tmp").replace(self.folder / "state.pt")
 
-    def log(self, **values: float) -> None:
-        line = json.dumps({"seconds": round(time.monotonic() - self.started, 1), **values})
-        with (self.folder / "log.jsonl").open("a") as file:
-            file.write(line + "\n")
-        print(line, flush=True)
+def drive(trainer: Trainer, folder: Path, *, minutes: float, report_every: int = 30, save_every: int = 250) -> None:
+    """Train for ``minutes`` of wall time in all: the schedule follows time, and a run that was killed counts on.
+
+    ``folder`` gets ``state.pt`` (replaced as a whole) and ``log.jsonl`` (a line per report, also printed).
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    clock = Clock()
+    parts = {**trainer.parts(), "clock": clock}
+    step = _resume(folder, parts)
+    recent: list[dict[str, float]] = []
+    while clock.minutes < minutes:
+        started = time.monotonic()
+        recent.append(trainer.step(step, clock.minutes / minutes))
+        step += 1
+        clock.minutes += (time.monotonic() - started) / 60
+        if step % report_every == 0:
+            _report(folder, step, clock.minutes, recent)
+            recent.clear()
+        if step % save_every == 0:
+            _save(folder, step, parts)
+    _save(folder, step, parts)
+
+
+def _resume(folder: Path, parts: dict[str, Any]) -> int:
+    path = folder / "state.pt"
+    if not path.exists():
+        return 0
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+    return int(state["step"])
+
+
+def _save(folder: Path, step: int, parts: dict[str, Any]) -> None:
+    state = {name: part.state_dict() for name, part in parts.items()}
+    torch.save({"step": step, **state}, folder / "state.tmp")
+    (folder / "state.tmp").replace(folder / "state.pt")
+
+
+def _report(folder: Path, step: int, minutes: float, recent: list[dict[str, float]]) -> None:
+    """Means over the steps since the last report of every value that any of them gave."""
+    means: dict[str, float] = {"step": step, "minutes": round(minutes, 2)}
+    for name in sorted({name for values in recent for name in values}):
+        found = [values[name] for values in recent if name in values]
+        means[name] = round(sum(found) / len(found), 4)
+    line = json.dumps(means)
+    with (folder / "log.jsonl").open("a") as file:
+        file.write(line + "\n")
+    print(line, flush=True)
 
 
 class Average:

@@ -5,21 +5,20 @@ Loss: mean absolute error + 0.5 x mean squared error of pixels + a small Kullbac
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from glimt.models.wan.config import WanVaeConfig
 from glimt.models.wan.vae import WanVae
 from glimt.models.wan.vae_blocks import FrameAttention, ResidualBlock
-from glimt_world.scene import Scene
 from glimt_world.train.data import random_clip, scenes
 from glimt_world.train.muon import Muon, split_parameters
-from glimt_world.train.run import Average, Clock, Run, learning_rate, psnr, set_rate
+from glimt_world.train.run import Average, drive, learning_rate, psnr, set_rate
 
 CONFIG = WanVaeConfig(
     base_dim=32,
@@ -76,50 +75,61 @@ def prepare(vae: WanVae) -> None:
 BATCHES = ((2, 9, 96), (2, 17, 64), (1, 33, 64))
 
 
-def batch_at(step: int, source: Iterator[Scene], rng: np.random.Generator, scale: int) -> Tensor:
-    """Pixels [B, 3, F, crop, crop] for one step."""
+def batch_at(step: int, scale: int) -> Tensor:
+    """Pixels [B, 3, F, crop, crop] of one step; new scenes in every step, the same when a run is repeated."""
     clips, num_frames, crop = BATCHES[step % len(BATCHES)]
+    source, rng = scenes(1000 + step), np.random.default_rng(step)
     count = clips * scale
     return torch.stack([random_clip(next(source), rng, num_frames=num_frames, crop=crop) for _ in range(count)])
 
 
-def train(folder: Path, *, minutes: float, scale: int = 1, peak: float = 0.02) -> None:
-    """Train for ``minutes`` of wall time in all (the schedule follows time, resumes count on)."""
-    torch.manual_seed(0)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    vae = WanVae(CONFIG).to(device)
-    prepare(vae)
-    matrices, others = split_parameters(vae)
-    muon = Muon(matrices, lr=peak)
-    adam = torch.optim.AdamW(others, lr=0.1 * peak, betas=(0.9, 0.98), weight_decay=0.0)
-    average = Average(vae, 0.999)
-    run = Run(folder)
-    clock = Clock()
-    parts = {"vae": vae, "muon": muon, "adam": adam, "average": average, "clock": clock}
-    step = run.resume(parts)
-    source, rng = scenes(1000 + step), np.random.default_rng(step)
-    recent: list[tuple[float, float]] = []
-    while clock.minutes < minutes:
-        started = time.monotonic()
-        pixels = batch_at(step, source, rng, scale).to(device).contiguous(memory_format=torch.channels_last_3d)
-        rate = learning_rate(clock.minutes / minutes, peak)
-        set_rate(muon, rate)
-        set_rate(adam, 0.1 * rate)
-        with torch.autocast(device, torch.bfloat16):
-            loss, out = loss_of(vae, pixels)
-        vae.zero_grad(set_to_none=True)
+class VaeTrainer:
+    """The whole autoencoder, or with ``decoder_only`` the half that a transformer's latents do not depend on."""
+
+    def __init__(self, *, start: Path | None, decoder_only: bool, scale: int, peak: float) -> None:
+        torch.manual_seed(0)
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.scale, self.peak = scale, peak
+        self.vae = WanVae(CONFIG).to(self.device)
+        if start is None:
+            prepare(self.vae)
+        else:
+            self.vae.load_state_dict(load_file(start / "vae/diffusion_pytorch_model.safetensors"))
+        if decoder_only:
+            self.vae.encoder.requires_grad_(False)
+            self.vae.quant_conv.requires_grad_(False)
+        matrices, others = split_parameters(self.vae)
+        self.muon = Muon(matrices, lr=peak)
+        self.adam = torch.optim.AdamW(others, lr=0.1 * peak, betas=(0.9, 0.98), weight_decay=0.0)
+        self.average = Average(self.vae, 0.999)
+
+    def parts(self) -> dict[str, Any]:
+        return {"vae": self.vae, "muon": self.muon, "adam": self.adam, "average": self.average}
+
+    def step(self, step: int, progress: float) -> dict[str, float]:
+        pixels = batch_at(step, self.scale).to(self.device).contiguous(memory_format=torch.channels_last_3d)
+        rate = learning_rate(progress, self.peak)
+        set_rate(self.muon, rate)
+        set_rate(self.adam, 0.1 * rate)
+        with torch.autocast(self.device, torch.bfloat16):
+            loss, out = loss_of(self.vae, pixels)
+        self.vae.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        muon.step()
-        adam.step()
-        average.update(vae)
-        step += 1
-        clock.minutes += (time.monotonic() - started) / 60
-        recent.append((loss.item(), psnr(out.detach(), pixels)))
-        if step % 30 == 0:
-            mean_loss, mean_psnr = np.mean(recent, axis=0)
-            run.log(step=step, minutes=round(clock.minutes, 2), loss=round(mean_loss, 5), psnr=round(mean_psnr, 2))
-            recent.clear()
-        if step % 250 == 0:
-            run.save(step, parts)
-    run.save(step, parts)
+        torch.nn.utils.clip_grad_norm_(self.vae.parameters(), 1.0)
+        self.muon.step()
+        self.adam.step()
+        self.average.update(self.vae)
+        return {"loss": loss.item(), "psnr": psnr(out.detach(), pixels)}
+
+
+def train(
+    folder: Path,
+    *,
+    minutes: float,
+    start: Path | None = None,
+    decoder_only: bool = False,
+    scale: int = 1,
+    peak: float = 0.02,
+) -> None:
+    """Train in ``folder``; a new run begins from fresh weights, or from those of the checkpoint ``start``."""
+    drive(VaeTrainer(start=start, decoder_only=decoder_only, scale=scale, peak=peak), folder, minutes=minutes)
