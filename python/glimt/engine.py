@@ -50,7 +50,9 @@ class Engine:
         base: str | os.PathLike[str] | None = None,
         **overrides: Any,
     ) -> Engine:
-        """An engine with the transformer and the VAE in memory; the text encoder follows with the first new prompt.
+        """An engine with transformers and VAE in memory; the text encoder follows with the first new prompt.
+
+        A checkpoint whose components do not fit together in the memory budget is only opened, see :meth:`open`.
 
         Args:
             model: ``"glimt-world"`` (bundled), a folder in the Diffusers layout, a safetensors file in the official
@@ -64,8 +66,8 @@ class Engine:
             CheckpointError: no such model, or everything that is wrong with it.
         """
         engine = cls.open(model, config, base=base, **overrides)
-        engine._components.transformer(0)
-        engine._components.vae()
+        if engine._planner.weights_fit():
+            engine._components.preload("transformer", "transformer_2", "vae")
         return engine
 
     @classmethod

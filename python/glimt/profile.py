@@ -22,9 +22,10 @@ from typing import Any
 from glimt.models.wan.config import WanTransformerConfig, WanVaeConfig
 from glimt.shapes import LatentGrid, PixelGrid, TokenGrid
 
-# Share of the machine's matrix-product rate that each kind of stage reaches, rounded, from runs of the bundled model.
-# They only make the estimate of seconds better; the report of a run says what it really took.
-_EFFICIENCY = {"text": 0.5, "image": 0.4, "denoise": 0.6, "decode": 0.4}
+# Share of the machine's matrix-product rate that each kind of stage reaches, and seconds it takes however small it is:
+# rounded, from networks of the bundled model's size on one CPU core. The report of a run says what it really took.
+_EFFICIENCY = {"text": 0.3, "image": 0.6, "denoise": 0.5, "decode": 0.75}
+_FIXED_S = {"text": 0.01, "image": 0.01, "denoise": 0.0, "decode": 0.0}
 
 
 def transformer_flops(config: WanTransformerConfig, grid: TokenGrid, text_tokens: int, image_tokens: int = 0) -> int:
@@ -122,21 +123,24 @@ class Rate:
 
 @lru_cache(maxsize=8)
 def machine_rate(device: str, dtype: str) -> Rate:
-    """Measure a square matrix product on ``device`` in ``dtype``: a few milliseconds, once per process.
+    """Measure a square matrix product, run as the models run theirs: a few milliseconds, once per process.
 
     The best of several, so that other work on the machine is mostly left out.
     """
     import torch
 
+    from glimt.models.linear import linear
+
     size = 4096 if device.startswith("cuda") else 512
-    a = torch.randn(size, size, dtype=getattr(torch, dtype), device=device)
     best = math.inf
-    for _ in range(5):
-        _wait(device)
-        start = time.perf_counter()
-        torch.mm(a, a)
-        _wait(device)
-        best = min(best, time.perf_counter() - start)
+    with torch.inference_mode():
+        a = torch.randn(size, size, dtype=getattr(torch, dtype), device=device)
+        for _ in range(5):
+            _wait(device)
+            start = time.perf_counter()
+            linear(a, a)
+            _wait(device)
+            best = min(best, time.perf_counter() - start)
     threads = "" if device.startswith("cuda") else f", {torch.get_num_threads()} threads"
     return Rate(2 * size**3 / best, f"{dtype} matrix product of {size} on {device}{threads}")
 
@@ -150,4 +154,4 @@ def _wait(device: str) -> None:
 
 def estimated_seconds(stage: str, flops: int, rate: Rate) -> float:
     """Seconds a stage of ``flops`` should take at ``rate``; ``stage`` is text, image, denoise or decode."""
-    return flops / (rate.flops_per_s * _EFFICIENCY[stage])
+    return _FIXED_S[stage] + flops / (rate.flops_per_s * _EFFICIENCY[stage])

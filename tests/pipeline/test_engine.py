@@ -24,7 +24,7 @@ from glimt.request import GenerateRequest
 from models import tiny
 
 REQUEST = GenerateRequest(
-    "a red ball", "slowly", height=32, width=48, num_frames=9, num_inference_steps=3, guidance_scale=3.0, seed=1
+    "a red ball", "slowly", height=32, width=48, num_frames=17, num_inference_steps=3, guidance_scale=3.0, seed=1
 )
 
 
@@ -47,9 +47,9 @@ def test_events_tell_the_whole_run_in_order(engine: Engine, alone: np.ndarray) -
     steps = [e for e in events if isinstance(e, StepState)]
     assert [s.step for s in steps] == [1, 2, 3] and steps[-1].eta_s == 0
     assert [s.sigma for s in steps] == list(engine.plan(REQUEST).schedule.sigmas[:-1])
-    assert all(s.x0.shape == (1, 4, 3, 4, 6) and s.preview() is None for s in steps)
+    assert all(s.x0.shape == (1, 4, 5, 4, 6) and s.preview() is None for s in steps)
     chunks = [e for e in events if isinstance(e, FrameChunk)]
-    assert [c.index for c in chunks] == [0, 1, 5]
+    assert [(c.index, len(c.frames)) for c in chunks] == [(0, 9), (9, 8)]
     assert np.array_equal(np.concatenate([c.frames for c in chunks]), alone)
 
 
@@ -64,7 +64,7 @@ def test_the_report_and_the_provenance(engine: Engine) -> None:
     recorded = json.loads(json.dumps(made.record()))["request"]
     assert GenerateRequest.from_dict(recorded).resolve(engine.card) == made.request
     assert engine.provenance(REQUEST) == made.record()
-    assert result.latents is not None and result.latents[0].shape == (1, 4, 3, 4, 6)
+    assert result.latents is not None and result.latents[0].shape == (1, 4, 5, 4, 6)
     json.dumps(report.to_dict())
     assert "denoise" in str(report)
 
@@ -114,7 +114,7 @@ def test_closing_a_stream_frees_its_tensors(engine: Engine) -> None:
 
     list(engine.stream(REQUEST))  # whatever is kept for good is kept now
     before = tensors()
-    for stop in (1, 4, 8):  # in the text, between steps, between chunks
+    for stop in (1, 4, 9):  # in the text, between steps, between chunks
         stream = engine.stream(REQUEST)
         for _ in range(stop):
             event = next(stream)

@@ -33,7 +33,7 @@ def pictures(count: int) -> list[Any]:
 
 def settings(variant: str) -> dict[str, Any]:
     side = 32 if variant == "ti2v" else 16
-    size = {"height": 2 * side, "width": 3 * side, "num_frames": 9}
+    size = {"height": 2 * side, "width": 3 * side, "num_frames": 17}
     second = {"guidance_scale_2": 2.0} if variant.endswith("a14b") else {}
     return size | {"num_inference_steps": STEPS, "guidance_scale": 4.0} | second
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import torch
@@ -91,6 +92,12 @@ class Components:
             return None
         encoder = self._get("image_encoder", self._load_image_encoder)
         return encoder.encode(cast(list[Any], pictures))
+
+    def preload(self, *names: str) -> None:
+        """Load those of these networks that the checkpoint has: transformers and VAE. Raises CheckpointError."""
+        for name in names:
+            if name in self._locks:
+                self._get(name, partial(self._load, name))
 
     def release(self, *names: str) -> None:
         """Keep these no longer; runs that use them still do."""

@@ -21,8 +21,8 @@ from glimt.shapes import PixelGrid
 if TYPE_CHECKING:
     from glimt.weights.folder import CheckpointFolder
 
-# Latent frames decoded at a time: one keeps memory least and frames flowing; more gain little (see the report's ms).
-DECODE_CHUNK = 1
+# Implementations that are made for each kind of device.
+_IMPLS = {"cpu": ("native",), "cuda": ("cuda", "triton")}
 _ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _CHARS_PER_TOKEN = 3  # about, for sizing the work on a prompt before it is tokenized
 _STAGE_WEIGHTS = {
@@ -123,11 +123,16 @@ class Planner:
         import glimt_kernels
 
         case = glimt_kernels.Case(self.device.partition(":")[0], getattr(torch, self.dtype))
-        choices = _choices(glimt_kernels.inventory(case))
+        choices = _choices(glimt_kernels.inventory(case), case.device)
         passed_over = [line for choice in choices for line in choice.passed_over]
         if self.config.strict and passed_over:
             raise RequestError(*(f"strict: {line}" for line in passed_over))
         return choices
+
+    def weights_fit(self) -> bool:
+        """Whether all components fit in the memory budget together."""
+        limit = memory.budget(self.config.memory_budget_bytes, self.device).limit_bytes
+        return sum(self.weights_bytes.values()) <= limit
 
     def plan(self, request: GenerateRequest | ResolvedRequest, held_bytes: int = 0) -> GenerationPlan:
         """The plan of a request.
@@ -167,7 +172,7 @@ class Planner:
             staged=staged,
             budget=budget,
             would_fit=work.would_fit(stages, budget.limit_bytes),
-            decode_chunk=DECODE_CHUNK,
+            decode_chunk=memory.decode_chunk(self.vae, asked.latent_grid(self.card)),
             known_frames=self.card.expand_timesteps,
             notes=_notes(asked),
         )
@@ -229,7 +234,7 @@ class _Work:
         found["denoise"] = memory.denoise_bytes(
             planner.transformer, latents, tokens, card.text_tokens, self.prompts, item
         )
-        found["decode"] = memory.decode_bytes(planner.vae, latents, DECODE_CHUNK, item)
+        found["decode"] = memory.decode_bytes(planner.vae, latents, memory.decode_chunk(planner.vae, latents), item)
         return found
 
     def peaks(self, clip: PixelGrid, *, staged: bool) -> dict[str, int]:
@@ -265,15 +270,18 @@ class _Work:
         return tuple(memory.what_would_fit(peak, clip, card.scale_factor_temporal, multiple, limit_bytes))
 
 
-def _choices(inventory: list[dict[str, Any]]) -> tuple[OpChoice, ...]:
-    """From the inventory's rows, best candidate first: what is chosen, and what stands before it that cannot run."""
+def _choices(inventory: list[dict[str, Any]], device: str) -> tuple[OpChoice, ...]:
+    """From the inventory's rows, best candidate first: what is chosen, and what stands before it that cannot run.
+
+    An implementation for another kind of device is not passed over: it was never meant for this one.
+    """
     passed: dict[str, list[str]] = {}
     choices = []
     for row in inventory:
         op = str(row["op"])
         if row["chosen"]:
             choices.append(OpChoice(op, str(row["impl"]), tuple(passed.get(op, ()))))
-        elif row["reasons"] and all(choice.op != op for choice in choices):
+        elif row["impl"] in _IMPLS[device] and row["reasons"] and all(choice.op != op for choice in choices):
             passed.setdefault(op, []).append(f"{op}: {row['impl']} cannot run here: {'; '.join(row['reasons'])}")
     return tuple(choices)
 
