@@ -25,6 +25,7 @@ _MODEL_DEFAULTS = (
 )
 # Solvers of distilled models, with the steps they are mostly distilled for; without a shift they use their own.
 FEW_STEPS = {"dmd": 3, "rcm": 4}
+MAX_VARIANTS = 1000
 _FLOATS = ("fps", "guidance_scale", "guidance_scale_2", "shift")
 
 
@@ -101,11 +102,12 @@ def _number_problems(values: dict[str, Any]) -> Iterator[str]:
     steps, count, previews = (values[n] for n in ("num_inference_steps", "num_videos_per_prompt", "preview_every"))
     if not _whole(steps) or not 1 <= steps <= 1000:
         yield f"num_inference_steps: {steps!r} is not a whole number from 1 to 1000{_clamped(steps, 1, 1000)}"
-    if not _whole(count) or count < 1:
-        yield f"num_videos_per_prompt: {count!r} is not a whole number of at least 1{_clamped(count, 1, None)}"
+    if not _whole(count) or not 1 <= count <= MAX_VARIANTS:
+        nearest = _clamped(count, 1, MAX_VARIANTS)
+        yield f"num_videos_per_prompt: {count!r} is not a whole number from 1 to {MAX_VARIANTS}{nearest}"
     if not _whole(previews) or previews < 0:
         yield f"preview_every: {previews!r} is not a whole number of at least 0 (0: no previews)"
-    last = MAX_SEED - (count - 1 if _whole(count) and 1 <= count <= MAX_SEED else 0)
+    last = MAX_SEED - (count - 1 if _whole(count) and 1 <= count <= MAX_VARIANTS else 0)
     if not _whole(values["seed"]) or not 0 <= values["seed"] <= last:
         yield f"seed: {values['seed']!r} is not a whole number from 0 to {last}{_clamped(values['seed'], 0, last)}"
     if not _finite(values["fps"]) or not 0 < values["fps"] <= 240:
@@ -184,7 +186,7 @@ def _either(values: tuple[int, ...]) -> str:
     return " or ".join(str(value) for value in values)
 
 
-def _clamped(value: object, low: int, high: int | None) -> str:
+def _clamped(value: object, low: int, high: int) -> str:
     if not isinstance(value, int) or isinstance(value, bool):
         return ""
-    return f"; nearest: {low if value < low else high if high is not None and value > high else value}"
+    return f"; nearest: {min(max(value, low), high)}"

@@ -69,11 +69,6 @@ def peak_rss_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def offline() -> bool:
-    """Whether ``HF_HUB_OFFLINE`` asks for no network."""
-    return os.environ.get("HF_HUB_OFFLINE", "").strip().lower() in {"1", "true", "yes", "on"}
-
-
 def _meminfo(key: str) -> int | None:
     return _kilobytes(Path("/proc/meminfo"), key)
 

@@ -5,6 +5,7 @@ Bad input is reported whole: ``problems`` lists every one of them, and ``str(err
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 
@@ -33,12 +34,13 @@ class GlimtError(Exception):
 
 
 class RequestError(GlimtError):
-    """A request or a configuration that cannot be run. Each problem reads ``field: what is wrong; what is legal``."""
+    """A request or a configuration that cannot be run. Each problem begins with the field's name."""
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """Names of the fields at fault, in the order reported, each once."""
-        return tuple(dict.fromkeys(problem.split(":", 1)[0] for problem in self.problems))
+        """Names of the fields at fault (the first word of each problem), in the order reported, each once."""
+        words = (re.match(r"\w+", problem) for problem in self.problems)
+        return tuple(dict.fromkeys(word[0] for word in words if word))
 
 
 class CheckpointError(GlimtError):

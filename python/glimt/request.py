@@ -79,7 +79,7 @@ class GenerateRequest:
         shift: timestep shift of the noise schedule, > 0.
         image, last_image: first and last frame, for models that take them: a path, a PIL image, or an array
             [H, W, 3] of uint8 or of floats in [0, 1]. Arrays are copied: later changes to them have no effect.
-        num_videos_per_prompt: how many variants.
+        num_videos_per_prompt: how many variants, 1 to 1000.
         preview_every: offer a preview every so many steps; 0 never.
     """
 

@@ -235,6 +235,14 @@ def test_a_run_that_lets_go_of_components_gives_the_same_bits(variant: str) -> N
         assert engine._components.held_bytes() < held
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_gives_nearly_the_same_picture(dtype: str, alone: np.ndarray) -> None:
+    with Engine.load(tiny.folder("t2v"), device="cpu", dtype=dtype) as engine:
+        assert engine.plan(REQUEST).dtype == dtype
+        frames = engine.generate(REQUEST).frames
+    assert np.abs(frames.astype(int) - alone).mean() < 8
+
+
 def test_opening_reads_no_weights() -> None:
     engine = Engine.open(tiny.folder("t2v"), device="cpu")
     engine.plan(REQUEST)

@@ -144,8 +144,9 @@ def test_a_grid_beyond_the_positions_is_refused() -> None:
 def test_few_step_solvers_refuse_what_they_cannot_do() -> None:
     assert planner().plan(GenerateRequest("x", solver="rcm")).num_steps == 4
     assert planner().plan(GenerateRequest("x", solver="dmd")).num_steps == 3
-    with pytest.raises(RequestError, match="num_inference_steps"):
+    with pytest.raises(RequestError) as caught:
         planner().plan(GenerateRequest("x", solver="dmd", num_inference_steps=50))
+    assert caught.value.fields == ("num_inference_steps",)
 
 
 @settings(max_examples=60, deadline=None)

@@ -148,6 +148,15 @@ class Planner:
         schedule = schedules.build(asked.solver, asked.num_inference_steps, asked.shift, spec=self.schedule_spec)
         guidance = plan_guidance(schedule, asked.guidance_scale, asked.guidance_scale_2, self.card.boundary_ratio)
         budget = memory.budget(self.config.memory_budget_bytes, self.device, held_bytes)
+        return self._assemble(asked, schedule, guidance, budget)
+
+    def _assemble(
+        self,
+        asked: ResolvedRequest,
+        schedule: schedules.Schedule,
+        guidance: tuple[StepGuidance, ...],
+        budget: memory.Budget,
+    ) -> GenerationPlan:
         work = _Work(self, asked, guidance)
         staged = max(work.peaks(asked.pixel_grid(), staged=False).values()) > budget.limit_bytes
         stages, source = work.stages(staged)

@@ -5,7 +5,7 @@ A plan is made from a checkpoint's configs and headers; no weight is read and no
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from glimt.errors import MemoryBudgetError
@@ -165,10 +165,7 @@ class GenerationPlan:
             "quality": self.quality,
             "implementations": self.implementations,
             "fallbacks": list(self.fallbacks),
-            "stages": {
-                stage.name: {"flops": stage.flops, "seconds": stage.seconds, "peak_bytes": stage.peak_bytes}
-                for stage in self.stages
-            },
+            "stages": {stage.name: asdict(stage) for stage in self.stages},
             "seconds": self.seconds,
             "seconds_source": self.rate_source,
             "peak_bytes": self.peak_bytes,
