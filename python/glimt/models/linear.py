@@ -30,14 +30,14 @@ def runs_onednn(*tensors: Tensor) -> bool:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``x weight^T + bias``: ``x [..., K]``, ``weight [M, K]``, ``bias [M]`` -> ``[..., M]``."""
     if runs_onednn(x, weight) and x.numel() > 0:
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight, bias, "none", [], "")
     return F.linear(x, weight, bias)
 
 
 def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None, approximate: str) -> Tensor:
     """``gelu(x weight^T + bias)``; ``approximate`` is ``"tanh"`` or ``"none"``, as for ``F.gelu``."""
     if runs_onednn(x, weight) and x.numel() > 0:
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu", [], approximate)
+        return torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight, bias, "gelu", [], approximate)
     return F.gelu(F.linear(x, weight, bias), approximate=approximate)
 
 

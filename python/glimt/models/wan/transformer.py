@@ -26,6 +26,7 @@ from glimt.models.wan.config import WanTransformerConfig
 from glimt.models.wan.context import CrossContext, FoldedText, Modulation, TextContext, TimeContext, fold_padding
 from glimt.models.wan.layers import ConditionEmbedder, Fp32LayerNorm, Mlp, RmsNorm
 from glimt.models.wan.rope import RopeTables, rope_tables, rotate
+from glimt_kernels import ada_norm, qk_norm_rope
 
 __all__ = [
     "KEEP_IN_FP32",
@@ -77,9 +78,14 @@ class SelfAttention(Attention):
     """Attention among the video tokens, with rotary positions."""
 
     def forward(self, x: Tensor, rope: RopeTables) -> Tensor:
-        q = rotate(self.split(self.norm_q(self.to_q(x))), rope)
-        k = rotate(self.split(self.norm_k(self.to_k(x))), rope)
-        return self.to_out[0](attend(q, k, self.split(self.to_v(x))))
+        q, k, v = (self.split(layer(x)) for layer in (self.to_q, self.to_k, self.to_v))
+        if fuses(x):
+            weights = self.norm_q.weight, self.norm_k.weight
+            q, k = qk_norm_rope(q, k, *weights, rope.cos, rope.sin, self.norm_q.eps)
+        else:
+            q = rotate(self.split(self.norm_q(q.flatten(2))), rope)
+            k = rotate(self.split(self.norm_k(k.flatten(2))), rope)
+        return self.to_out[0](attend(q, k, v))
 
 
 class CrossAttention(Attention):
@@ -111,6 +117,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tenso
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
 
 
+def fuses(x: Tensor) -> bool:
+    """Whether norms run in one pass with what surrounds them: inference in float32, where that rounds the same."""
+    return x.dtype == torch.float32 and not torch.is_grad_enabled() and not torch.is_autocast_enabled(x.device.type)
+
+
 def _grouped(x: Tensor, groups: int) -> Tensor:
     return x.view(x.shape[0], groups, -1, x.shape[2])
 
@@ -119,6 +130,31 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """``x * (1 + scale) + shift`` with ``x [B, N, D]`` and per-group ``shift, scale [B, G, D]``."""
     groups = _grouped(x, scale.shape[1])
     return torch.addcmul(shift[:, :, None], groups, 1 + scale[:, :, None]).flatten(1, 2)
+
+
+def norm_modulate(x: Tensor, norm: Fp32LayerNorm, shift: Tensor, scale: Tensor) -> Tensor:
+    """``modulate(norm(x))`` in float32, in the dtype of ``x``; ``norm`` without weights of its own."""
+    if not fuses(x):
+        return modulate(norm(x.float()), shift, scale).to(x.dtype)
+    groups = _as_rows(x, scale.shape[1])
+    return ada_norm(groups, scale.view(-1, 1, x.shape[2]), shift.view(-1, 1, x.shape[2]), norm.eps).view(x.shape)
+
+
+def add_norm_modulate(x: Tensor, y: Tensor, norm: Fp32LayerNorm, shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """``(modulate(norm(x + y)), x + y)``."""
+    if not fuses(x):
+        x = x + y
+        return norm_modulate(x, norm, shift, scale), x
+    groups, width = scale.shape[1], x.shape[2]
+    normed, total = ada_norm(
+        _as_rows(y, groups), scale.view(-1, 1, width), shift.view(-1, 1, width), norm.eps, None, _as_rows(x, groups)
+    )
+    return normed.view(x.shape), total.view(x.shape)
+
+
+def _as_rows(x: Tensor, groups: int) -> Tensor:
+    """``[B, N, D] -> [B G, N / G, D]``: one row per group of tokens that share a timestep."""
+    return x.view(x.shape[0] * groups, -1, x.shape[2])
 
 
 def gated_add(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
@@ -145,12 +181,12 @@ class Block(nn.Module):
     def forward(self, x: Tensor, context: CrossContext, proj: Tensor, rope: RopeTables) -> Tensor:
         """``x [B, N, D]``, ``proj [B, G, 6, D]`` -> ``[B', N, D]``, B' the batch of ``context``: a multiple of B."""
         shift1, scale1, gate1, shift2, scale2, gate2 = (self.scale_shift_table[None] + proj.float()).unbind(2)
-        x = gated_add(x, self.attn1(modulate(self.norm1(x.float()), shift1, scale1).to(x.dtype), rope), gate1)
+        x = gated_add(x, self.attn1(norm_modulate(x, self.norm1, shift1, scale1), rope), gate1)
         # Only from here do prompts make a difference: guided and unguided rows shared all the work above.
         rows = context.k.shape[0] // x.shape[0]
         x, shift2, scale2, gate2 = (_repeat(tensor, rows) for tensor in (x, shift2, scale2, gate2))
-        x = x + self.attn2(self.norm2(x), context)
-        return gated_add(x, self.ffn(modulate(self.norm3(x.float()), shift2, scale2).to(x.dtype)), gate2)
+        y, x = add_norm_modulate(x, self.attn2(self.norm2(x), context), self.norm3, shift2, scale2)
+        return gated_add(x, self.ffn(y), gate2)
 
 
 def _repeat(x: Tensor, rows: int) -> Tensor:
@@ -213,7 +249,7 @@ class WanTransformer(nn.Module):
             x, rows = block(x, context, proj, rope), x.shape[0]
             proj, temb = _repeat(proj, x.shape[0] // rows), _repeat(temb, x.shape[0] // rows)
         shift, scale = (self.scale_shift_table[None] + temb[:, :, None].float()).unbind(2)
-        x = modulate(self.norm_out(x.float()), shift, scale).to(x.dtype)
+        x = norm_modulate(x, self.norm_out, shift, scale)
         return self._unpatchify(self.proj_out(x), grid)
 
     def _blocks(self) -> Iterable[Block]:
