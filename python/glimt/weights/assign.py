@@ -19,19 +19,36 @@ _NAMED = 12  # names listed per kind of problem before they are only counted
 
 
 class _MetaParameters(TorchFunctionMode):
-    """Sends what parameters are made with to the meta device; small tables (``arange``, ``tensor``) stay real."""
+    """Sends what parameters are made with to the meta device; small tables (``arange``, ``tensor``) stay real.
 
-    _MAKERS = frozenset(
-        {torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.randint, torch.empty_strided}
-    )
+    Filling such parameters and scaling them by numbers is skipped: nobody sees the values, and for some of these on the
+    meta device PyTorch imports its compiler (1.4 s and 190 MB, more than all else of loading the bundled model).
+    """
+
+    _MAKERS = frozenset({torch.empty, torch.zeros, torch.ones, torch.full, torch.randint, torch.empty_strided})
+    _RANDOM = frozenset({torch.rand, torch.randn})
+    _FILLING = frozenset({Tensor.normal_, Tensor.uniform_})
+    _SCALING = frozenset({torch.mul, torch.div, Tensor.mul, Tensor.div, Tensor.__mul__, Tensor.__truediv__})
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
-        if func in self._MAKERS and kwargs.get("device") is None:
+        if func in self._MAKERS | self._RANDOM and kwargs.get("device") is None:
             kwargs["device"] = "meta"
+        if func in self._RANDOM and torch.device(kwargs["device"]).type == "meta":
+            kwargs.pop("generator", None)
+            return torch.empty(*args, **kwargs)
+        subject = args[0] if args else kwargs.get("tensor")
+        if isinstance(subject, Tensor) and subject.is_meta and self._is_vain(func, args):
+            return subject
         return func(*args, **kwargs)
+
+    def _is_vain(self, func: Any, args: tuple[Any, ...]) -> bool:
+        """Whether ``func`` gives its first tensor back with other values and nothing else changed."""
+        if func in self._SCALING:
+            return len(args) == 2 and isinstance(args[1], (int, float))
+        return func in self._FILLING or getattr(func, "__module__", None) == "torch.nn.init"
 
 
 def meta_parameters() -> AbstractContextManager[object]:
