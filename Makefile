@@ -1,10 +1,12 @@
 # make demo   from a prompt to demo.mp4, on a machine that has only Python >= 3.10 and a C++17 compiler
 # make test   everything that a change must pass
+# make bench-cpu  glimt beside Diffusers on the bundled model; the table goes to benchmarks/reports/
 # make format what `make test` would complain of, where a tool can mend it
 #
 # PYTHON=python3.12      the interpreter that makes .venv
 # PIP_ARGS="..."         more for pip, such as --index-url of PyTorch's CPU builds (PyPI's bring CUDA along)
 # PROMPT="..."           what `make demo` draws
+# BENCH_ARGS="..."       options of `python -m benchmarks.cpu`
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
@@ -13,6 +15,7 @@ SHELL := bash
 PYTHON ?= python3
 PIP_ARGS ?=
 PROMPT ?= a red ball rolls left over a green floor
+BENCH_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq $(PIP_ARGS) -c constraints.txt
@@ -22,7 +25,7 @@ NATIVE := $(shell find csrc cmake kernels -name '*.h' -o -name '*.cpp' -o -name 
 INSTALL_INPUTS := pyproject.toml constraints.txt CMakeLists.txt $(NATIVE)
 FORMATTED := $(filter-out %.cmake,$(NATIVE))
 
-.PHONY: help demo test lint unit format clean
+.PHONY: help demo test lint unit format bench-cpu clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | sed '/^$$/q'
@@ -76,6 +79,9 @@ format: $(VENV)/.stamp-test
 	@$(BIN)/ruff check --quiet --fix .
 	@$(BIN)/ruff format --quiet .
 	@$(BIN)/clang-format -i $(FORMATTED)
+
+bench-cpu: $(VENV)/.stamp-test
+	@$(BIN)/python -m benchmarks.cpu $(BENCH_ARGS)
 
 clean:
 	@rm -rf build demo.mp4 .mypy_cache .pytest_cache .ruff_cache .hypothesis
