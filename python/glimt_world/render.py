@@ -154,8 +154,8 @@ def _cube(scene: Scene, p: Pose, view: View) -> tuple[Array, Array]:
             continue  # faces away from the eye
         corners = np.array([project(i, low), project(j, low), project(j, high), project(i, high)])
         add(_polygon(view, corners), float(_flat(scene, nx, 0, -nz)) * (0.82 if i % 2 else 1.0))
-    shade = light / np.maximum(coverage, 1e-6)
-    return np.minimum(coverage, 1), shade
+    shade: Array = light / np.maximum(coverage, np.float32(1e-6))
+    return np.minimum(coverage, np.float32(1)), shade
 
 
 def _flat(scene: Scene, nx: float, ny: float, nz: float) -> Array:
@@ -183,7 +183,7 @@ def _cone(scene: Scene, p: Pose, view: View) -> tuple[Array, Array]:
     facing = np.sqrt(1 - across * across)
     slope = 1 / math.hypot(1, CONE_HEIGHT)
     shade = _lambert(scene, across * (1 - slope), np.full_like(across, slope), facing * (1 - slope))
-    return coverage, shade * _wedges(np.arcsin(across), p.turn)
+    return coverage, shade * _wedges(np.arcsin(across).astype(np.float32), p.turn)
 
 
 _PAINTERS = {"ball": _ball, "cube": _cube, "cone": _cone}

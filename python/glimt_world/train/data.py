@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from glimt_kernels import frames_to_uint8
 from glimt_world.render import EYE, HORIZON, render
 from glimt_world.scene import FOCAL, Scene, camera_at, draw_scene, pose
 
@@ -21,9 +23,15 @@ def scenes(seed: int, *, held_out: bool = False, two: float = 0.3) -> Iterator[S
             yield scene
 
 
-def to_pixels(frames: np.ndarray) -> Tensor:
+def to_pixels(frames: npt.NDArray[np.uint8]) -> Tensor:
     """uint8 [F, H, W, 3] -> float32 [3, F, H, W] in [-1, 1]."""
     return torch.from_numpy(frames).permute(3, 0, 1, 2).float().div_(127.5).sub_(1.0)
+
+
+def to_frames(pixels: Tensor) -> npt.NDArray[np.uint8]:
+    """The inverse for a batch of one: [1, 3, F, H, W] in [-1, 1] -> uint8 [F, H, W, 3]."""
+    frames: npt.NDArray[np.uint8] = frames_to_uint8(pixels.cpu())[0].numpy()
+    return frames
 
 
 def random_clip(scene: Scene, rng: np.random.Generator, *, num_frames: int, size: int = 96, crop: int = 96) -> Tensor:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,29 +26,15 @@ from glimt.models.wan.config import WanTransformerConfig
 from glimt.models.wan.context import FoldedText
 from glimt.models.wan.transformer import WanTransformer
 from glimt.models.wan.vae import WanVae
-from glimt_world.captions import caption
+from glimt_world.captions import caption, held_out
 from glimt_world.scene import Scene
-from glimt_world.train.latents import LatentStore, Shape
+from glimt_world.train.export import SHIFT, write_checkpoint
+from glimt_world.train.forms import form_of
+from glimt_world.train.latents import LatentStore
 from glimt_world.train.muon import Muon, split_parameters
 from glimt_world.train.run import Average, drive, learning_rate, set_rate
 from glimt_world.train.text import MAX_TOKENS, embed, new_encoder, write_tokenizer
 
-CONFIG = WanTransformerConfig(
-    patch_size=(1, 2, 2),
-    num_attention_heads=4,
-    attention_head_dim=64,
-    in_channels=24,
-    out_channels=24,
-    text_dim=192,
-    freq_dim=256,
-    ffn_dim=1024,
-    num_layers=8,
-    cross_attn_norm=True,
-    qk_norm="rms_norm_across_heads",
-    rope_max_seq_len=1024,
-)
-
-SHIFT = 3.0
 PICTURES = 4  # single pictures that cost about as much as a clip, their captions included
 ROWS = 52  # no caption has more tokens
 
@@ -88,26 +75,31 @@ def fold(text: Tensor, mask: Tensor) -> FoldedText:
 class Trainee(nn.Module):
     """Transformer and text encoder, trained as one."""
 
-    def __init__(self) -> None:
+    def __init__(self, config: WanTransformerConfig) -> None:
         super().__init__()
-        self.transformer = WanTransformer(CONFIG)
+        self.transformer = WanTransformer(config)
         self.text_encoder = new_encoder()
         nn.init.zeros_(self.transformer.proj_out.weight)
         nn.init.zeros_(self.transformer.proj_out.bias)
 
     def forward(self, latents: Tensor, timesteps: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         text = embed(self.text_encoder, ids, mask)
-        return self.transformer(latents, timesteps, fold(text, mask))  # type: ignore[no-any-return]
+        return self.transformer(latents, timesteps, fold(text, mask))
 
 
 class DitTrainer:
     """One flow-matching step after another, on pictures or clips."""
 
-    def __init__(self, tokenizer: Any, store: LatentStore, device: str, *, batch: int, fresh: int, peak: float) -> None:
-        self.tokenizer, self.store, self.device = tokenizer, store, device
+    def __init__(
+        self, folder: Path, store: LatentStore, device: str, *, batch: int, fresh: int, peak: float, compiled: bool
+    ) -> None:
+        self.folder, self.store, self.device = folder, store, device
         self.batch, self.fresh, self.peak = batch, fresh, peak
-        self.model = Trainee().to(device)
-        self.model.transformer.compile(dynamic=False)
+        self.tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
+        torch.manual_seed(1)
+        self.model = Trainee(store.form.transformer).to(device)
+        if compiled:
+            self.model.transformer.compile(dynamic=False)
         self.average = Average(self.model, 0.9995)
         hidden = split_parameters(self.model.transformer.blocks)[0] + split_parameters(self.model.text_encoder)[0]
         chosen = {id(p) for p in hidden}
@@ -142,6 +134,23 @@ class DitTrainer:
         loss = self._loss(rng, pictures)
         self._update(loss, progress)
         return {"picture_loss" if pictures else "loss": loss.item()}
+
+    def sheet(self, path: Path) -> None:
+        """Clips of held-out captions, by the checkpoint as it would be written now."""
+        import glimt
+        from glimt.video.sheet import contact_sheet
+
+        target = self.folder / "checkpoint"
+        write_checkpoint(target, self.store.vae, self.store.form.transformer, self.average.weights, self.folder)
+        captions = [made.text for made in held_out(6)]
+        with glimt.Engine.load(target, device=self.device) as engine:
+            form = self.store.form
+            ask = partial(glimt.GenerateRequest, height=form.size, width=form.size, num_frames=form.num_frames)
+            clips = [
+                engine.generate(ask(prompt=text, num_inference_steps=20, guidance_scale=3.0)).frames
+                for text in captions
+            ]
+        contact_sheet(clips, labels=captions).save(path)
 
     def _loss(self, rng: np.random.Generator, pictures: bool) -> Tensor:
         x0, scenes = self.store.draw(self.batch * (PICTURES if pictures else 1), rng)
@@ -180,20 +189,23 @@ def picture_share(progress: float) -> float:
 
 def train(
     folder: Path,
+    form: str,
     vae: WanVae,
     *,
     minutes: float,
     start: Path | None = None,
     batch: int = 16,
     fresh: int = 2,
+    fill: int = 256,
     peak: float = 0.02,
+    compiled: bool = True,
 ) -> None:
     """Train in ``folder`` on latents of ``vae``; a new run begins from fresh weights, or from the checkpoint ``start``.
 
     Args:
-        fresh: new clips that join the store with each step on clips.
+        fresh: new clips that join the store with each step on clips; ``fill``: those it begins with.
+        compiled: through torch.compile, which takes a minute or two and then a third less time for each step.
     """
-    torch.manual_seed(1)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if not (folder / "tokenizer").exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -201,11 +213,10 @@ def train(
             write_tokenizer(folder / "tokenizer")
         else:
             shutil.copytree(start / "tokenizer", folder / "tokenizer")
-    store = LatentStore(vae.to(device), Shape(), capacity=24_000, seed=int(time.time()))
-    while len(store) < 256:
-        store.add(8)
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
-    trainer = DitTrainer(tokenizer, store, device, batch=batch, fresh=fresh, peak=peak)
+    store = LatentStore(vae.to(device), form_of(folder, form), capacity=24_000, seed=int(time.time()))
+    while len(store) < fill:
+        store.add(min(8, fill))
+    trainer = DitTrainer(folder, store, device, batch=batch, fresh=fresh, peak=peak, compiled=compiled)
     if start is not None:
         trainer.load(start)
     drive(trainer, folder, minutes=minutes)

@@ -17,10 +17,14 @@ from torch import Tensor
 
 from glimt.models.wan.config import WanTransformerConfig, WanVaeConfig
 from glimt.models.wan.vae import WanVae
-from glimt_world.train import dit, vae
+from glimt.weights.folder import read_folder
+from glimt_world.render import render
 from glimt_world.train.data import scenes, to_pixels
-from glimt_world.train.run import psnr
+from glimt_world.train.forms import form_of
 from glimt_world.train.text import new_encoder
+
+# Shift of the noise schedule, in training and as the sampler's default.
+SHIFT = 3.0
 
 PARTS = {
     "scheduler": ["diffusers", "UniPCMultistepScheduler"],
@@ -38,7 +42,7 @@ SCHEDULER = {
     "prediction_type": "flow_prediction",
     "predict_x0": True,
     "use_flow_sigmas": True,
-    "flow_shift": dit.SHIFT,
+    "flow_shift": SHIFT,
     "final_sigmas_type": "zero",
     "lower_order_final": True,
     "timestep_spacing": "linspace",
@@ -46,44 +50,40 @@ SCHEDULER = {
 
 
 def load_vae(folder: Path) -> WanVae:
-    """The averaged autoencoder of a training folder, with the statistics that :func:`measure` wrote beside it."""
+    """The autoencoder of a checkpoint, or the averaged one of a training folder with the statistics measured there."""
+    if (folder / "model_index.json").exists():
+        found = read_folder(folder).load_component("vae", "cpu", torch.float32)
+        assert isinstance(found, WanVae)
+        return found.eval().requires_grad_(False)
     values = json.loads((folder / "statistics.json").read_text())
-    config = dataclasses.replace(vae.CONFIG, latents_mean=tuple(values["mean"]), latents_std=tuple(values["std"]))
-    model = WanVae(config)
+    model = WanVae(
+        dataclasses.replace(form_of(folder).vae, latents_mean=tuple(values["mean"]), latents_std=tuple(values["std"]))
+    )
     model.load_state_dict(_averaged(folder))
     return model.eval().requires_grad_(False)
 
 
 def _averaged(folder: Path) -> dict[str, Tensor]:
-    weights: dict[str, Tensor] = torch.load(folder / "state.pt", weights_only=True)["average"]["weights"]
+    state: dict[str, Any] = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+    weights: dict[str, Tensor] = state["average"]["weights"]
     return weights
 
 
 @torch.no_grad()
-def measure(folder: Path, *, clips: int = 64) -> None:
-    """Mean and deviation of each latent channel over ``clips`` training clips, into ``statistics.json``."""
-    from glimt_world.render import render
-
-    model = WanVae(vae.CONFIG)
-    model.load_state_dict(_averaged(folder))
-    source = scenes(77)
-    latents = torch.cat([model.encode(to_pixels(render(next(source)))[None])[0] for _ in range(clips)])
-    channels = latents.transpose(0, 1).flatten(1)
-    values = {"mean": channels.mean(1).tolist(), "std": channels.std(1).tolist()}
+def measure(folder: Path, *, keep: Path | None = None, clips: int = 64) -> None:
+    """Mean and deviation of each latent channel, into ``statistics.json``: those of the checkpoint ``keep``, where the
+    latents are still its, else over ``clips`` training clips."""
+    if keep is not None:
+        config = load_vae(keep).config
+        values = {"mean": list(config.latents_mean), "std": list(config.latents_std)}
+    else:
+        model = WanVae(form_of(folder).vae)
+        model.load_state_dict(_averaged(folder))
+        source = scenes(77)
+        latents = torch.cat([model.encode(to_pixels(render(next(source)))[None])[0] for _ in range(clips)])
+        channels = latents.transpose(0, 1).flatten(1)
+        values = {"mean": channels.mean(1).tolist(), "std": channels.std(1).tolist()}
     (folder / "statistics.json").write_text(json.dumps(values))
-
-
-@torch.no_grad()
-def round_trip(model: WanVae, *, clips: int = 32) -> list[float]:
-    """PSNR in dB of encoding and decoding each of ``clips`` held-out clips, rounded to 8 bits as a video would be."""
-    from glimt_world.render import render
-
-    source, found = scenes(99, held_out=True), []
-    for _ in range(clips):
-        pixels = to_pixels(render(next(source)))[None]
-        out = model.decode(model.encode(pixels)[0])
-        found.append(psnr(((out + 1) * 127.5).round() / 127.5 - 1, pixels))
-    return found
 
 
 def _json(path: Path, values: dict[str, Any]) -> None:
@@ -92,19 +92,21 @@ def _json(path: Path, values: dict[str, Any]) -> None:
 
 
 def _save(weights: dict[str, Tensor], path: Path) -> None:
-    halves = {name: value.half().contiguous() for name, value in weights.items()}
+    halves = {name: value.half().cpu().contiguous() for name, value in weights.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(halves, path, metadata={"format": "pt"})
 
 
 def _config(kind: str, config: WanTransformerConfig | WanVaeConfig) -> dict[str, Any]:
-    return {"_class_name": kind, **dataclasses.asdict(config)}
+    values = dataclasses.asdict(config)
+    values.pop("clip_output", None)  # ours and not always Diffusers'; the default is meant
+    return {"_class_name": kind, **values}
 
 
-def export(vae_folder: Path, dit_folder: Path, target: Path) -> None:
-    """Write the checkpoint to ``target``, replacing what is there."""
-    autoencoder = load_vae(vae_folder)
-    weights = _averaged(dit_folder)
+def write_checkpoint(
+    target: Path, vae: WanVae, config: WanTransformerConfig, weights: dict[str, Tensor], tokenizer_of: Path
+) -> None:
+    """Write a checkpoint to ``target``, replacing what is there; ``weights``: of transformer and text encoder."""
     parts: dict[str, dict[str, Tensor]] = {"transformer.": {}, "text_encoder.": {}}
     for name, value in weights.items():
         for prefix, part in parts.items():
@@ -113,11 +115,19 @@ def export(vae_folder: Path, dit_folder: Path, target: Path) -> None:
     shutil.rmtree(target, ignore_errors=True)
     _json(target / "model_index.json", {"_class_name": "WanPipeline", "expand_timesteps": True, **PARTS})
     _json(target / "scheduler/scheduler_config.json", SCHEDULER)
-    _json(target / "transformer/config.json", _config("WanTransformer3DModel", dit.CONFIG))
+    _json(target / "transformer/config.json", _config("WanTransformer3DModel", config))
     _save(parts["transformer."], target / "transformer/diffusion_pytorch_model.safetensors")
-    _json(target / "vae/config.json", _config("AutoencoderKLWan", autoencoder.config))
-    _save(autoencoder.state_dict(), target / "vae/diffusion_pytorch_model.safetensors")
+    _json(target / "vae/config.json", _config("AutoencoderKLWan", vae.config))
+    _save(vae.state_dict(), target / "vae/diffusion_pytorch_model.safetensors")
     encoder = new_encoder()
     encoder.load_state_dict(parts["text_encoder."])
     encoder.half().save_pretrained(target / "text_encoder")
-    shutil.copytree(dit_folder / "tokenizer", target / "tokenizer")
+    shutil.copytree(tokenizer_of / "tokenizer", target / "tokenizer")
+    for path in target.rglob("*.safetensors"):
+        path.chmod(0o644)  # safetensors writes them for their owner alone
+
+
+def export(vae_folder: Path, dit_folder: Path, target: Path) -> None:
+    """The averaged weights of two training folders as one checkpoint."""
+    config = form_of(dit_folder).transformer
+    write_checkpoint(target, load_vae(vae_folder), config, _averaged(dit_folder), dit_folder)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -12,21 +10,14 @@ from glimt.models.wan.vae import WanVae
 from glimt_world.render import render
 from glimt_world.scene import Scene
 from glimt_world.train.data import scenes, to_pixels
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Size of the clips trained on."""
-
-    num_frames: int = 33
-    size: int = 96
+from glimt_world.train.forms import Form
 
 
 class LatentStore:
     """The newest ``capacity`` clips as float16 latents [C, f, h, w] with their scenes; oldest replaced first."""
 
-    def __init__(self, vae: WanVae, shape: Shape, *, capacity: int, seed: int) -> None:
-        self.vae, self.shape, self.capacity = vae, shape, capacity
+    def __init__(self, vae: WanVae, form: Form, *, capacity: int, seed: int) -> None:
+        self.vae, self.form, self.capacity = vae, form, capacity
         self.source = scenes(seed)
         self.scenes: list[Scene] = []
         self.latents: list[Tensor] = []
@@ -40,10 +31,8 @@ class LatentStore:
         """Render and encode ``count`` new clips."""
         device = next(self.vae.parameters()).device
         batch = [next(self.source) for _ in range(count)]
-        clips = [
-            to_pixels(render(s, num_frames=self.shape.num_frames, height=self.shape.size, width=self.shape.size))
-            for s in batch
-        ]
+        form = self.form
+        clips = [to_pixels(render(s, num_frames=form.num_frames, height=form.size, width=form.size)) for s in batch]
         pixels = torch.stack(clips).to(device).contiguous(memory_format=torch.channels_last_3d)
         with torch.autocast(device.type, torch.bfloat16):
             mean, _ = self.vae.encode(pixels)

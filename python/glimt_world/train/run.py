@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import time
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import nn
+
+M = TypeVar("M", bound=nn.Module)
 
 
 class Trainer(Protocol):
@@ -21,28 +24,41 @@ class Trainer(Protocol):
     def step(self, step: int, progress: float) -> dict[str, float]:
         """One update at ``progress`` in [0, 1] of the run; what to average and log."""
 
+    def sheet(self, path: Path) -> None:
+        """Draw what the weights can do by now."""
 
-def drive(trainer: Trainer, folder: Path, *, minutes: float, report_every: int = 30, save_every: int = 250) -> None:
+
+REPORT_STEPS, SAVE_STEPS, SHEET_MINUTES = 30, 250, 15.0
+
+
+def drive(trainer: Trainer, folder: Path, *, minutes: float) -> None:
     """Train for ``minutes`` of wall time in all: the schedule follows time, and a run that was killed counts on.
 
-    ``folder`` gets ``state.pt`` (replaced as a whole) and ``log.jsonl`` (a line per report, also printed).
+    ``folder`` gets ``state.pt`` (replaced as a whole), ``log.jsonl`` (a line per report, also printed) and a sheet of
+    samples every quarter of an hour and at the end.
     """
     folder.mkdir(parents=True, exist_ok=True)
     clock = Clock()
     parts = {**trainer.parts(), "clock": clock}
     step = _resume(folder, parts)
+    drawn = clock.minutes
     recent: list[dict[str, float]] = []
     while clock.minutes < minutes:
         started = time.monotonic()
+        torch.manual_seed(step)  # a resumed run does not repeat the noise of its beginning
         recent.append(trainer.step(step, clock.minutes / minutes))
         step += 1
         clock.minutes += (time.monotonic() - started) / 60
-        if step % report_every == 0:
+        if step % REPORT_STEPS == 0:
             _report(folder, step, clock.minutes, recent)
             recent.clear()
-        if step % save_every == 0:
+        if step % SAVE_STEPS == 0:
             _save(folder, step, parts)
+        if clock.minutes - drawn > SHEET_MINUTES:
+            trainer.sheet(folder / f"sheet-{step:06d}.png")
+            drawn = clock.minutes
     _save(folder, step, parts)
+    trainer.sheet(folder / f"sheet-{step:06d}.png")
 
 
 def _resume(folder: Path, parts: dict[str, Any]) -> int:
@@ -87,12 +103,19 @@ class Average:
         for name, value in module.state_dict().items():
             self.weights[name].lerp_(value, 1 - decay)
 
+    def copy_of(self, module: M) -> M:
+        """``module`` with the averaged weights; the module itself stays as it is."""
+        averaged = copy.deepcopy(module)
+        averaged.load_state_dict(self.weights)
+        return averaged.eval()
+
     def state_dict(self) -> dict[str, Any]:
         return {"steps": self.steps, "weights": self.weights}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.steps = int(state["steps"])
-        self.weights.update(state["weights"])
+        for name, value in state["weights"].items():
+            self.weights[name].copy_(value)  # in place: the saved ones lie on the CPU, these may not
 
 
 class Clock:

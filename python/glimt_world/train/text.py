@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,14 @@ import torch
 
 from glimt_world.captions import caption
 from glimt_world.train.data import scenes
+from glimt_world.train.forms import TEXT_WIDTH
 
 VOCABULARY = 512
 MAX_TOKENS = 512  # what Wan pipelines pad a prompt to
 
 
 def write_tokenizer(folder: Path, *, captions: int = 20_000) -> None:
-    """Learn a byte-pair vocabulary from captions and write it as a fast tokenizer that ``AutoTokenizer`` opens."""
+    """Learn a byte-pair vocabulary from captions and write it as a fast tokenizer of transformers."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -36,6 +38,11 @@ def write_tokenizer(folder: Path, *, captions: int = 20_000) -> None:
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=MAX_TOKENS
     ).save_pretrained(folder)
+    # The class that every version of transformers knows; newer ones write a name that older ones do not.
+    path = folder / "tokenizer_config.json"
+    values = json.loads(path.read_text())
+    values.pop("backend", None)
+    path.write_text(json.dumps({**values, "tokenizer_class": "PreTrainedTokenizerFast"}, indent=2) + "\n")
 
 
 def new_encoder() -> Any:
@@ -45,7 +52,7 @@ def new_encoder() -> Any:
     return UMT5EncoderModel(
         UMT5Config(
             vocab_size=VOCABULARY,
-            d_model=192,
+            d_model=TEXT_WIDTH,
             d_kv=48,
             d_ff=384,
             num_layers=3,

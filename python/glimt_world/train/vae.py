@@ -11,32 +11,15 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from glimt.models.wan.config import WanVaeConfig
 from glimt.models.wan.vae import WanVae
 from glimt.models.wan.vae_blocks import FrameAttention, ResidualBlock
-from glimt_world.train.data import random_clip, scenes
+from glimt_world.render import render
+from glimt_world.train.data import random_clip, scenes, to_frames, to_pixels
+from glimt_world.train.forms import Form, form_of
 from glimt_world.train.muon import Muon, split_parameters
 from glimt_world.train.run import Average, drive, learning_rate, psnr, set_rate
-
-CONFIG = WanVaeConfig(
-    base_dim=32,
-    decoder_base_dim=48,
-    z_dim=24,
-    dim_mult=(1, 2, 2),
-    num_res_blocks=1,
-    temperal_downsample=(True, True),
-    latents_mean=(0.0,) * 24,
-    latents_std=(1.0,) * 24,
-    is_residual=True,
-    in_channels=12,
-    out_channels=12,
-    patch_size=2,
-    clip_output=True,
-    scale_factor_temporal=4,
-    scale_factor_spatial=8,
-)
 
 KL_WEIGHT = 1e-5
 
@@ -57,17 +40,21 @@ def prepare(vae: WanVae) -> None:
 
     With the usual start (log variance 0) the sampled noise drowns the latents, and 500 steps do not pass 19 dB.
     """
-    z = CONFIG.z_dim
+    z = vae.config.z_dim
     with torch.no_grad():
         vae.encoder.conv_out.weight *= 3
         vae.quant_conv.weight[z:] *= 0.1
         vae.quant_conv.bias[z:] = -6  # type: ignore[index]
         for module in vae.modules():
-            last = module.conv2 if isinstance(module, ResidualBlock) else None
-            last = module.proj if isinstance(module, FrameAttention) else last
-            if last is not None:
-                last.weight.zero_()
-                last.bias.zero_()  # type: ignore[union-attr]
+            if isinstance(module, ResidualBlock):
+                _silence(module.conv2)
+            elif isinstance(module, FrameAttention):
+                _silence(module.proj)
+
+
+def _silence(layer: nn.Conv2d | nn.Conv3d) -> None:
+    for parameter in layer.parameters():
+        parameter.zero_()
 
 
 # (clips, frames, crop) by turns, of like cost: short clips of whole pictures, longer ones around the things.
@@ -86,11 +73,11 @@ def batch_at(step: int, scale: int) -> Tensor:
 class VaeTrainer:
     """The whole autoencoder, or with ``decoder_only`` the half that a transformer's latents do not depend on."""
 
-    def __init__(self, *, start: Path | None, decoder_only: bool, scale: int, peak: float) -> None:
+    def __init__(self, form: Form, *, start: Path | None, decoder_only: bool, scale: int, peak: float) -> None:
         torch.manual_seed(0)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.scale, self.peak = scale, peak
-        self.vae = WanVae(CONFIG).to(self.device)
+        self.vae = WanVae(form.vae).to(self.device)
         if start is None:
             prepare(self.vae)
         else:
@@ -121,9 +108,21 @@ class VaeTrainer:
         self.average.update(self.vae)
         return {"loss": loss.item(), "psnr": psnr(out.detach(), pixels)}
 
+    @torch.no_grad()
+    def sheet(self, path: Path) -> None:
+        """Held-out clips, each above its round trip."""
+        from glimt.video.sheet import contact_sheet
+
+        source = scenes(99, held_out=True)
+        originals = [render(next(source)) for _ in range(4)]
+        model = self.average.copy_of(self.vae)
+        trips = [to_frames(model.decode(model.encode(to_pixels(clip)[None].to(self.device))[0])) for clip in originals]
+        contact_sheet([clip for pair in zip(originals, trips, strict=True) for clip in pair]).save(path)
+
 
 def train(
     folder: Path,
+    form: str,
     *,
     minutes: float,
     start: Path | None = None,
@@ -132,4 +131,5 @@ def train(
     peak: float = 0.02,
 ) -> None:
     """Train in ``folder``; a new run begins from fresh weights, or from those of the checkpoint ``start``."""
-    drive(VaeTrainer(start=start, decoder_only=decoder_only, scale=scale, peak=peak), folder, minutes=minutes)
+    trainer = VaeTrainer(form_of(folder, form), start=start, decoder_only=decoder_only, scale=scale, peak=peak)
+    drive(trainer, folder, minutes=minutes)

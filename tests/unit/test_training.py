@@ -1,0 +1,127 @@
+"""Training the bundled model: runs end, resume where they were killed, and become checkpoints that the engine opens."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import glimt
+from glimt.models.wan.config import WanTransformerConfig, WanVaeConfig
+from glimt_world.round_trip import round_trips
+from glimt_world.train import dit, export, forms, vae
+from glimt_world.train.muon import orthogonalize
+from glimt_world.train.run import learning_rate
+
+TINY = forms.Form(
+    WanVaeConfig(
+        base_dim=4,
+        decoder_base_dim=4,
+        z_dim=4,
+        dim_mult=(1, 2, 2),
+        num_res_blocks=1,
+        temperal_downsample=(True, True),
+        latents_mean=(0.0,) * 4,
+        latents_std=(1.0,) * 4,
+        is_residual=True,
+        in_channels=12,
+        out_channels=12,
+        patch_size=2,
+    ),
+    WanTransformerConfig(
+        num_attention_heads=1,
+        attention_head_dim=32,
+        in_channels=4,
+        out_channels=4,
+        text_dim=forms.TEXT_WIDTH,
+        ffn_dim=32,
+        num_layers=1,
+    ),
+    num_frames=9,
+    size=32,
+)
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forms, "FORMS", {"small": TINY})
+    monkeypatch.setattr(vae, "BATCHES", ((1, 5, 32),))
+    monkeypatch.setattr("glimt_world.train.run.REPORT_STEPS", 1)
+
+
+def _steps(folder: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_both_stages_resume_and_become_a_checkpoint(tiny: None, tmp_path: Path) -> None:
+    parts, target = (tmp_path / "vae", tmp_path / "dit"), tmp_path / "checkpoint"
+    for minutes in (0.01, 0.02):  # the second run goes on from the first
+        vae.train(parts[0], "small", minutes=minutes)
+    export.measure(parts[0], clips=1)
+    for minutes in (0.01, 0.02):
+        dit.train(
+            parts[1], "small", export.load_vae(parts[0]), minutes=minutes, batch=2, fresh=1, fill=2, compiled=False
+        )
+    for part in parts:
+        assert _steps(part) == list(range(1, len(_steps(part)) + 1))
+        assert list(part.glob("sheet-*.png"))
+    export.export(*parts, target)
+    with glimt.Engine.load(target) as engine:
+        request = glimt.GenerateRequest(
+            prompt="a red ball", height=32, width=32, num_frames=9, num_inference_steps=1, guidance_scale=1.0
+        )
+        assert engine.generate(request).frames.shape == (9, 32, 32, 3)
+
+
+def test_the_decoder_alone_leaves_the_latents_as_they_are(tiny: None) -> None:
+    trainer = vae.VaeTrainer(TINY, start=None, decoder_only=True, scale=1, peak=0.02)
+    before = {name: value.clone() for name, value in trainer.vae.state_dict().items()}
+    for step in range(2):
+        trainer.step(step, 0.5)
+    changed = {name.split(".")[0] for name, value in trainer.vae.state_dict().items() if not value.equal(before[name])}
+    assert changed == {"decoder", "post_quant_conv"}
+
+
+def test_a_folder_of_another_form_is_refused(tmp_path: Path) -> None:
+    forms.form_of(tmp_path, "small")
+    with pytest.raises(ValueError, match="small"):
+        forms.form_of(tmp_path, "large")
+
+
+def test_orthogonalize_brings_every_singular_value_near_one() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for shape in ((48, 16), (16, 48), (32, 32)):
+        values = torch.linalg.svdvals(orthogonalize(torch.randn(shape, generator=generator)))
+        # The quintic is made for speed: it settles between 0.7 and 1.2 rather than on 1 (Jordan et al.).
+        assert values.max() < 1.25
+        assert values.median() > 0.65
+
+
+def test_the_rate_rises_stays_and_falls() -> None:
+    rates = [learning_rate(i / 100, 1.0) for i in range(101)]
+    assert max(rates) == rates[30] == 1.0
+    assert rates[0] < 0.01 and rates[-1] == pytest.approx(0.01)
+    assert all(a <= b for a, b in pairwise(rates[:4]))
+    assert all(a >= b for a, b in pairwise(rates[65:]))
+
+
+def test_known_frames_are_edges_or_spans_and_leave_something_to_make() -> None:
+    known = dit.known_frames(2000, 9, np.random.default_rng(0))
+    assert 0.2 < known.any(1).float().mean() < 0.3
+    assert not known.all(1).any()
+    assert known[:, 0].any() and known[:, -1].any() and (known[:, 4] & ~known[:, 0] & ~known[:, -1]).any()
+
+
+def test_a_perfect_autoencoder_would_be_seen() -> None:
+    class Perfect:
+        def encode(self, pixels: torch.Tensor) -> tuple[torch.Tensor]:
+            return (pixels,)
+
+        def decode(self, latents: torch.Tensor) -> torch.Tensor:
+            return latents
+
+    assert min(round_trips(Perfect(), 1, size=32)) > 60  # type: ignore[arg-type]
