@@ -19,9 +19,11 @@ function(glimt_add_isa name)
   add_library(glimt_cpu_${name} OBJECT csrc/cpu/kernels.cpp)
   target_include_directories(glimt_cpu_${name} PRIVATE csrc kernels/glimt_kernels)
   # Floats as written: no fused operation but where the source says fma().
-  # -Wno-psabi: vectors never cross the boundary between translation units.
+  # -Wno-psabi: vectors never cross the boundary between translation units. -Wno-maybe-uninitialized: GCC 12's own
+  # header of AVX-512 is full of it.
   target_compile_options(glimt_cpu_${name} PRIVATE -O3 -Wall -Wextra -Wno-psabi -ffp-contract=off -fno-math-errno
-                                                   -fno-trapping-math ${ARGN})
+                                                   -fno-trapping-math
+                                                   $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized> ${ARGN})
   target_compile_definitions(glimt_cpu_${name} PRIVATE GLIMT_ISA=${name})
   target_sources(glimt_cpu PRIVATE $<TARGET_OBJECTS:glimt_cpu_${name}>)
 endfunction()

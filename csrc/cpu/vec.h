@@ -22,9 +22,7 @@ constexpr int kWidth = 4;
 
 typedef float Vec __attribute__((vector_size(kWidth * 4)));
 typedef int32_t IntVec __attribute__((vector_size(kWidth * 4)));
-typedef float HalfVec __attribute__((vector_size(kWidth * 2)));
 typedef float LooseVec __attribute__((vector_size(kWidth * 4), aligned(4), may_alias));
-typedef float LooseHalfVec __attribute__((vector_size(kWidth * 2), aligned(4), may_alias));
 
 inline Vec load(const float* p) {
     return *reinterpret_cast<const LooseVec*>(p);
@@ -54,6 +52,30 @@ inline void store_first(float* p, Vec v, int64_t n) {
 #else
     for (int64_t i = 0; i < n; ++i)
         p[i] = v[i];
+#endif
+}
+
+// kWidth / 2 floats, each twice: a a b b ... Intrinsics, since GCC has no portable shuffle before version 12.
+inline Vec load_twice(const float* p) {
+#if defined(__AVX512F__)
+    const __m512i lanes = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
+    return _mm512_permutexvar_ps(lanes, _mm512_castps256_ps512(_mm256_loadu_ps(p)));
+#elif defined(__AVX2__)
+    const __m256i lanes = _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3);
+    return _mm256_permutevar8x32_ps(_mm256_castps128_ps256(_mm_loadu_ps(p)), lanes);
+#else
+    return Vec{p[0], p[0], p[1], p[1]};
+#endif
+}
+
+// Neighbours in each other's place: b a d c ...
+inline Vec swap_pairs(Vec v) {
+#if defined(__AVX512F__)
+    return _mm512_permute_ps(v, 0xB1);
+#elif defined(__AVX2__)
+    return _mm256_permute_ps(v, 0xB1);
+#else
+    return Vec{v[1], v[0], v[3], v[2]};
 #endif
 }
 

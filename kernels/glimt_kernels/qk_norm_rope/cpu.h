@@ -9,35 +9,18 @@
 namespace glimt {
 namespace {
 
-#if defined(__AVX512F__)
-#define GLIMT_TWICE 0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7
-#define GLIMT_SWAP 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14
-#define GLIMT_SIGNS -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1
-#elif defined(__AVX2__)
-#define GLIMT_TWICE 0, 0, 1, 1, 2, 2, 3, 3
-#define GLIMT_SWAP 1, 0, 3, 2, 5, 4, 7, 6
-#define GLIMT_SIGNS -1, 1, -1, 1, -1, 1, -1, 1
-#else
-#define GLIMT_TWICE 0, 0, 1, 1
-#define GLIMT_SWAP 1, 0, 3, 2
-#define GLIMT_SIGNS -1, 1, -1, 1
-#endif
-
-// kWidth / 2 floats, each twice: one angle serves both channels of a pair.
-inline Vec load_twice(const float* p) {
-    const HalfVec half = *reinterpret_cast<const LooseHalfVec*>(p);
-    return __builtin_shufflevector(half, half, GLIMT_TWICE);
-}
+// A pair (a, b) turns into (a cos - b sin, b cos + a sin).
+const float kSigns[16] = {-1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1};
 
 inline void norm_rope_head(const NormRope& a, const float* x, const float* weight, int64_t token, float factor,
                            float* out) {
     const float* cos = a.cos + token * (a.head_dim / 2);
     const float* sin = a.sin + token * (a.head_dim / 2);
-    const Vec signs = {GLIMT_SIGNS};
+    const Vec signs = load(kSigns);
     int64_t i = 0;
     for (; i + kWidth <= a.head_dim; i += kWidth) {
         const Vec y = load(x + i) * splat(factor) * load(weight + i);
-        const Vec other = __builtin_shufflevector(y, y, GLIMT_SWAP) * signs;
+        const Vec other = swap_pairs(y) * signs;
         store(out + i, fma(y, load_twice(cos + i / 2), other * load_twice(sin + i / 2)));
     }
     for (; i < a.head_dim; i += 2) {
