@@ -7,7 +7,6 @@
 // The kernels themselves stand beside their references.
 #include "ada_norm/cpu.h"
 #include "frames_to_uint8/cpu.h"
-#include "gelu_tanh/cpu.h"
 #include "qk_norm_rope/cpu.h"
 #include "rms_norm_silu/cpu.h"
 
@@ -30,8 +29,7 @@ void exp_array(const float* x, float* out, int64_t count) {
 
 extern const KernelTable GLIMT_JOIN(table_, GLIMT_ISA);
 const KernelTable GLIMT_JOIN(table_, GLIMT_ISA) = {
-    GLIMT_STRING(GLIMT_ISA), exp_array,     rms_norm_silu_rows,   gelu_tanh_rows,
-    norm_rope_rows,          ada_norm_rows, frames_to_uint8_rows,
+    GLIMT_STRING(GLIMT_ISA), exp_array, rms_norm_silu_rows, norm_rope_rows, ada_norm_rows, frames_to_uint8_rows,
 };
 
 }  // namespace glimt

@@ -18,13 +18,6 @@ struct RmsNormSilu {
     bool silu;
 };
 
-struct GeluTanh {
-    const float* x;     // [rows, channels]
-    const float* bias;  // or nullptr
-    float* out;
-    int64_t rows, channels;
-};
-
 // Queries or keys of qk_norm_rope. A row is a token: `tokens` of them for each sample.
 struct NormRope {
     const float* x;
@@ -59,7 +52,6 @@ struct KernelTable {
     const char* isa;  // "baseline", "v3" (AVX2, FMA) or "v4" (AVX-512)
     void (*exp)(const float* x, float* out, int64_t count);
     void (*rms_norm_silu)(const RmsNormSilu&, int64_t begin, int64_t end);
-    void (*gelu_tanh)(const GeluTanh&, int64_t begin, int64_t end);
     void (*norm_rope)(const NormRope&, int64_t begin, int64_t end);
     void (*ada_norm)(const AdaNorm&, int64_t begin, int64_t end);
     void (*frames_to_uint8)(const FrameView&, uint8_t* out, int64_t begin, int64_t end);  // rows of pixels

@@ -5,9 +5,16 @@ implementations that :mod:`glimt_kernels.dispatch` chooses among. ``dispatch.inv
 """
 
 from glimt_kernels.ada_norm.api import ada_norm, gated_ada_norm
-from glimt_kernels.dispatch import Case, UnsupportedError, inventory, select, unsupported_reasons
+from glimt_kernels.dispatch import (
+    Case,
+    UnsupportedError,
+    inventory,
+    references_only,
+    select,
+    unsupported_reasons,
+    wants_references,
+)
 from glimt_kernels.frames_to_uint8.api import frames_to_uint8
-from glimt_kernels.gelu_tanh.api import gelu_tanh
 from glimt_kernels.qk_norm_rope.api import qk_norm_rope
 from glimt_kernels.rms_norm_silu.api import rms_norm_silu
 
@@ -17,10 +24,11 @@ __all__ = [
     "ada_norm",
     "frames_to_uint8",
     "gated_ada_norm",
-    "gelu_tanh",
     "inventory",
     "qk_norm_rope",
+    "references_only",
     "rms_norm_silu",
     "select",
     "unsupported_reasons",
+    "wants_references",
 ]

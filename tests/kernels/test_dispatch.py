@@ -27,7 +27,6 @@ def calls() -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
         "qk_norm_rope": (kernels.qk_norm_rope, (q, q.flip(1), weight, weight, theta.cos(), theta.sin(), 1e-6)),
         "ada_norm": (kernels.ada_norm, (x, m, m.neg(), 1e-6)),
         "gated_ada_norm": (kernels.gated_ada_norm, (x, x.flip(1), m, m.neg(), m, 1e-6)),
-        "gelu_tanh": (kernels.gelu_tanh, (random(2, 3, 16), random(16))),
         "frames_to_uint8": (kernels.frames_to_uint8, (random(1, 3, 2, 4, 5),)),
     }
 
