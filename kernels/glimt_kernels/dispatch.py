@@ -2,8 +2,8 @@
 
 An op has one contract (``<op>/api.py``) and several candidates, best first, the last being the reference, which runs
 everywhere. A candidate that cannot run a call says all the reasons why; the first without a reason is chosen.
-Overrides, strongest first: the ``impl`` argument of a call, then the environment variable ``GLIMT_IMPL_<OP>``. An
-override that cannot run is an error with its reasons, never a silent fallback.
+Overrides, strongest first: the ``impl`` argument of a call, then :func:`references_only`, then the environment variable
+``GLIMT_IMPL_<OP>``. An override that cannot run is an error with its reasons, never a silent fallback.
 
 Under ``torch.compile``, ``torch.export`` and fake or meta tensors a call becomes the node ``glimt::<op>``.
 """
@@ -11,7 +11,9 @@ Under ``torch.compile``, ``torch.export`` and fake or meta tensors a call become
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -78,6 +80,25 @@ class Op:
 _OPS: dict[str, Op] = {}
 _CHOSEN: dict[tuple[str, Case, str | None], Candidate] = {}
 _PLAIN = (Tensor, torch.nn.Parameter)
+_REFERENCES_ONLY = ContextVar("references_only", default=False)
+
+
+@contextmanager
+def references_only(wanted: bool = True) -> Iterator[None]:
+    """Inside, in this thread, every op runs its reference, and :func:`wants_references` tells others to do alike.
+
+    ``wanted=False`` changes nothing.
+    """
+    token = _REFERENCES_ONLY.set(wanted or _REFERENCES_ONLY.get())
+    try:
+        yield
+    finally:
+        _REFERENCES_ONLY.reset(token)
+
+
+def wants_references() -> bool:
+    """Whether this is inside :func:`references_only`."""
+    return _REFERENCES_ONLY.get()
 
 
 def _wants_grad(tensors: Sequence[Tensor]) -> bool:
@@ -116,7 +137,9 @@ def select(op: str, case: Case, impl: str | None = None) -> Candidate:
     Raises:
         UnsupportedError: the one asked for (by ``impl`` or the environment) is unknown or cannot; or none can.
     """
-    wanted = impl if impl is not None else os.environ.get(f"GLIMT_IMPL_{op.upper()}")
+    wanted = impl
+    if wanted is None:
+        wanted = "reference" if wants_references() else os.environ.get(f"GLIMT_IMPL_{op.upper()}")
     key = (op, case, wanted)
     found = _CHOSEN.get(key)
     if found is None:

@@ -178,3 +178,18 @@ def test_one_thread_pool_with_pytorch() -> None:
         pytest.skip("not built for this processor: one OpenMP runtime is a matter of Linux with OpenMP")
     runtimes = {line.split()[-1] for line in maps.read_text().splitlines() if "libgomp" in line}
     assert len(runtimes) <= 1, runtimes
+
+
+def test_inside_references_only_each_op_runs_its_reference_in_this_thread_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("GLIMT_IMPL_ADA_NORM", "native")
+    with dispatch.references_only():
+        assert {row["impl"] for row in kernels.inventory() if row["chosen"]} == {"reference"}
+        assert dispatch.select("ada_norm", dispatch.CPU_FLOAT32, "native").impl == "native"
+        with dispatch.references_only(False):
+            assert kernels.wants_references()
+        with ThreadPoolExecutor(1) as pool:
+            assert not pool.submit(kernels.wants_references).result()
+    assert not kernels.wants_references()
+    assert dispatch.select("ada_norm", dispatch.CPU_FLOAT32).impl == "native"

@@ -2,8 +2,8 @@
 
 PyTorch sends float32 ``F.linear`` on a CPU to MKL, whose sgemm is slow on processors that are not Intel's: measured
 on one Zen 5 core, 110 GFLOP/s against oneDNN's 250 with the same unpacked weight, and GELU rides along as an epilogue
-(46 -> 226 GFLOP/s for the two). Both sum in float32; class: equivalent. Autograd, autocast, other dtypes and other
-devices take ``F.linear``.
+(46 -> 226 GFLOP/s for the two). Both sum in float32; class: equivalent. Autograd, autocast, other dtypes, other
+devices and exact runs (``glimt_kernels.references_only``) take ``F.linear``.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from glimt_kernels import Case, wants_references
+
 
 @cache
 def has_onednn() -> bool:
@@ -21,10 +23,21 @@ def has_onednn() -> bool:
     return bool(torch._C._has_mkldnn) and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
+def library(case: Case) -> tuple[str, tuple[str, ...]]:
+    """Whose products and convolutions run ``case`` in inference: "onednn", called by name, or "aten", PyTorch's choice.
+
+    Also the reasons why oneDNN does not run though ``case`` is one it is called for.
+    """
+    if case.device != "cpu" or case.dtype != torch.float32 or wants_references():
+        return "aten", ()
+    return ("onednn", ()) if has_onednn() else ("aten", ("this PyTorch has no oneDNN with fused products",))
+
+
 def runs_onednn(*tensors: Tensor) -> bool:
     """Whether an op on these tensors is inference in float32 on a CPU, which oneDNN is called for by name."""
-    plain = all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors) and not torch.is_grad_enabled()
-    return plain and has_onednn() and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+        return False
+    return all(library(Case(tensor.device.type, tensor.dtype))[0] == "onednn" for tensor in tensors)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -43,5 +43,5 @@ def _decode_chunk(vae: WanVae, latents: Tensor, cache: CausalCache, index: int) 
     dtype = vae.post_quant_conv.weight.dtype
     pixels = vae.decode_chunk(vae.denormalize(latents).to(dtype), cache)
     check_frames(pixels, index)
-    frames: Frames = frames_to_uint8(pixels).flatten(0, 1).cpu().numpy()
+    frames: Frames = frames_to_uint8(pixels.float()).flatten(0, 1).cpu().numpy()
     return frames

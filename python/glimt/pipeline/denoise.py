@@ -30,6 +30,9 @@ class Transformers(Protocol):
 
     def transformer(self, expert: int) -> WanTransformer: ...
 
+    def release(self, *names: str) -> None:
+        """These components are not needed for a while."""
+
 
 @dataclass(frozen=True)
 class Prompts:
@@ -46,10 +49,8 @@ class Prompts:
 
 @dataclass(frozen=True)
 class _Prepared:
-    """What one transformer computes once and uses at every step. ``guided``: both prompts are in ``text``."""
+    """What one transformer computes once and uses at every step."""
 
-    expert: int
-    guided: bool
     network: WanTransformer
     text: TextContext
     time: TimeContext
@@ -61,7 +62,7 @@ class Velocity:
 
     def __init__(self, models: Transformers, plan: GenerationPlan, prompts: Prompts, condition: Condition) -> None:
         self._models, self._plan, self._prompts, self._condition = models, plan, prompts, condition
-        self._ready: _Prepared | None = None
+        self._ready: dict[tuple[int, bool], _Prepared] = {}  # by expert, and whether both prompts are in its text
 
     @torch.inference_mode()
     def __call__(self, x: Tensor, step: int, guidance: StepGuidance) -> Tensor:
@@ -79,30 +80,33 @@ class Velocity:
         return first_nonfinite(network, partial(self, x, step, guidance))
 
     def forget(self) -> None:
-        """Let go of the network; the next call prepares again."""
-        self._ready = None
+        """Let go of the networks; the next call prepares again."""
+        self._ready.clear()
 
     def _prepare(self, guidance: StepGuidance) -> _Prepared:
-        ready, guided = self._ready, guidance.scale is not None
-        if ready is not None and (ready.expert, ready.guided) == (guidance.expert, guided):
-            return ready
-        self._ready = ready = None  # the other expert's weights may have to make room
-        network = self._models.transformer(guidance.expert)
+        guided = guidance.scale is not None
+        key = guidance.expert, guided
+        if key not in self._ready:
+            if self._plan.staged:  # there is room for the weights of one expert
+                self.forget()
+                self._models.release(EXPERTS[1 - guidance.expert])
+            self._ready[key] = self._prepared(self._models.transformer(guidance.expert), guided)
+        return self._ready[key]
+
+    def _prepared(self, network: WanTransformer, guided: bool) -> _Prepared:
         device = network.proj_out.weight.device
         rows = 2 if guided else 1
         image = self._prompts.image
         if image is not None:
             image = image.to(device).repeat(rows, 1, 1)
+        texts = self._prompts.texts[:rows].to(device)
         grid, timesteps = self._plan.tokens, [*self._plan.schedule.timesteps, 0.0]
-        self._ready = _Prepared(
-            guidance.expert,
-            guided,
+        return _Prepared(
             network,
-            network.prepare_text(fold_padding(self._prompts.texts[:rows].to(device)), image),
+            network.prepare_text(texts if self._plan.exact else fold_padding(texts), image),
             network.prepare_time(torch.tensor(timesteps, device=device)),
             rope_tables(network.config.attention_head_dim, (grid.t, grid.y, grid.x)).to(device),
         )
-        return self._ready
 
 
 def denoise(

@@ -1,6 +1,7 @@
 """What a request will do, before it does it: shapes, steps, arithmetic, implementations, memory, time.
 
-A plan is made from a checkpoint's configs and headers; no weight is read and no network is run. Every run follows one.
+A plan is made from a checkpoint's configs and headers; no weight is read and no network is run, but once per process a
+few matrix products, to time the machine. Every run follows one.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class OpChoice:
-    """Which implementation of an op runs, and why better ones do not."""
+    """Which implementation of an op runs, in the plan's dtype, and why better ones do not."""
 
     op: str
     impl: str
@@ -120,6 +121,11 @@ class GenerationPlan:
     def fallbacks(self) -> tuple[str, ...]:
         """Implementations that were passed over, each with its reasons."""
         return tuple(line for choice in self.ops for line in choice.passed_over)
+
+    @property
+    def exact(self) -> bool:
+        """Whether everything runs as PyTorch's own operations in their plain form, nothing fused or reordered."""
+        return self.quality == "exact"
 
     def stage(self, name: str) -> StagePlan:
         return next(stage for stage in self.stages if stage.name == name)

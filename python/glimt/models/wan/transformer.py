@@ -26,7 +26,7 @@ from glimt.models.wan.config import WanTransformerConfig
 from glimt.models.wan.context import CrossContext, FoldedText, Modulation, TextContext, TimeContext, fold_padding
 from glimt.models.wan.layers import ConditionEmbedder, Fp32LayerNorm, Mlp, RmsNorm
 from glimt.models.wan.rope import RopeTables, rope_tables, rotate
-from glimt_kernels import ada_norm, qk_norm_rope
+from glimt_kernels import Case, ada_norm, qk_norm_rope, wants_references
 
 __all__ = [
     "KEEP_IN_FP32",
@@ -38,6 +38,7 @@ __all__ = [
     "WanTransformer",
     "fold_padding",
     "keeps_fp32",
+    "kernels_used",
 ]
 
 # Parameters that stay float32 when the rest is bfloat16 or float16: any whose dotted name has one of these components.
@@ -119,7 +120,15 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tenso
 
 def fuses(x: Tensor) -> bool:
     """Whether norms run in one pass with what surrounds them: inference in float32, where that rounds the same."""
-    return x.dtype == torch.float32 and not torch.is_grad_enabled() and not torch.is_autocast_enabled(x.device.type)
+    if torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type):
+        return False
+    return bool(kernels_used(Case(x.device.type, x.dtype)))
+
+
+def kernels_used(case: Case) -> tuple[str, ...]:
+    """The ops of ``glimt_kernels`` that inference calls for ``case``."""
+    fused = case.dtype == torch.float32 and not wants_references()
+    return ("qk_norm_rope", "ada_norm", "gated_ada_norm") if fused else ()
 
 
 def _grouped(x: Tensor, groups: int) -> Tensor:

@@ -1,8 +1,8 @@
 """What the blocks of the autoencoder compute, each op in two ways with one meaning.
 
-The plain way is differentiable and runs anywhere. The other is for inference in float32 on a CPU: tensors
-[B, C, F, H, W] keep their channels innermost in memory (``channels_last_3d``), as oneDNN's convolutions and the native
-norm like them, and nothing is written that need not be:
+The plain way is differentiable, runs anywhere, and is that of exact runs. The other is for inference in float32 on a
+CPU: tensors [B, C, F, H, W] keep their channels innermost in memory (``channels_last_3d``), as oneDNN's convolutions
+and the native norm like them, and nothing is written that need not be:
 
 - convolutions go to oneDNN by name (PyTorch prefers a slow one of its own for short chunks: 188 of 224 in one decode),
   with the residual sum as an epilogue;
@@ -19,11 +19,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from glimt.models.linear import runs_onednn
-from glimt_kernels import rms_norm_silu
+from glimt.models.linear import library, runs_onednn
+from glimt_kernels import Case, rms_norm_silu
 
 Triple = tuple[int, int, int]
 CHANNELS_LAST = torch.channels_last_3d
+
+
+def kernels_used(case: Case) -> tuple[str, ...]:
+    """The ops of ``glimt_kernels`` that inference calls for ``case``."""
+    return ("rms_norm_silu",) if library(case)[0] == "onednn" else ()
 
 
 def channels_last(x: Tensor) -> Tensor:
