@@ -9,7 +9,7 @@ from typing import Any
 
 from glimt.errors import RequestError
 from glimt.images import check_image
-from glimt.request import MAX_SEED, SOLVERS, Card, GenerateRequest, ResolvedRequest
+from glimt.request import MAX_SEED, SOLVERS, Card, Further, GenerateRequest, ResolvedRequest
 from glimt.shapes import nearest_sizes, round_frames
 from glimt.suggest import did_you_mean
 
@@ -26,10 +26,11 @@ _MODEL_DEFAULTS = (
 # Solvers of distilled models, with the steps they are mostly distilled for; without a shift they use their own.
 FEW_STEPS = {"dmd": 3, "rcm": 4}
 MAX_VARIANTS = 1000
+FPS_RANGE = (0.01, 240)
 _FLOATS = ("fps", "guidance_scale", "guidance_scale_2", "shift")
 
 
-def check_request(request: GenerateRequest, card: Card) -> ResolvedRequest:
+def check_request(request: GenerateRequest, card: Card, further: Further) -> ResolvedRequest:
     """See :meth:`glimt.request.GenerateRequest.resolve`."""
     values = {field.name: getattr(request, field.name) for field in fields(request)}
     defaults = _defaults(request, card)
@@ -44,6 +45,8 @@ def check_request(request: GenerateRequest, card: Card) -> ResolvedRequest:
         *_expert_problems(values, card),
         *_image_problems(values, card),
     ]
+    told = {problem.partition(":")[0] for problem in problems}
+    problems += [problem for problem in further(values) if problem.partition(":")[0] not in told]
     if problems:
         raise RequestError(*problems)
     if card.boundary_ratio is not None and values["guidance_scale_2"] is None:
@@ -110,8 +113,10 @@ def _number_problems(values: dict[str, Any]) -> Iterator[str]:
     last = MAX_SEED - (count - 1 if _whole(count) and 1 <= count <= MAX_VARIANTS else 0)
     if not _whole(values["seed"]) or not 0 <= values["seed"] <= last:
         yield f"seed: {values['seed']!r} is not a whole number from 0 to {last}{_clamped(values['seed'], 0, last)}"
-    if not _finite(values["fps"]) or not 0 < values["fps"] <= 240:
-        yield f"fps: {values['fps']!r} is not a number above 0 and at most 240"
+    low, high = FPS_RANGE
+    if not _finite(values["fps"]) or not low <= values["fps"] <= high:
+        nearest = f"; nearest: {min(max(values['fps'], low), high)}" if _finite(values["fps"]) else ""
+        yield f"fps: {values['fps']!r} is not a number from {low} to {high}{nearest}"
     yield from _shift_problems(values["shift"], values["solver"])
     for name in ("guidance_scale", "guidance_scale_2"):
         scale = values[name]

@@ -19,6 +19,7 @@ from typing import Any
 from glimt.errors import RequestError
 
 _SIGNATURES = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"BM", b"GIF8", b"II*\x00", b"MM\x00*")
+_AVIF_BRANDS = (b"ftypavif", b"ftypavis", b"ftypmif1")  # a video's box says something else
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,8 @@ def check_image(source: ImageFile | ImagePixels | BadImage) -> list[str]:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         return [f"cannot read {source.path!r}: {reason}"]
-    known = head.startswith(_SIGNATURES) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP") or head[4:8] == b"ftyp"
+    webp = head[:4] == b"RIFF" and head[8:12] == b"WEBP"
+    known = head.startswith(_SIGNATURES) or webp or head[4:12] in _AVIF_BRANDS
     if known:
         return []
     return [f"{source.path!r} is not a picture (PNG, JPEG, WebP, BMP, GIF, TIFF or AVIF)"]

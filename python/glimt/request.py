@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
@@ -15,6 +15,7 @@ from glimt.images import ImageSource, as_image_source, image_from_dict, image_to
 from glimt.shapes import LatentGrid, PixelGrid, TokenGrid
 from glimt.suggest import did_you_mean
 
+Further = Callable[[Mapping[str, Any]], Iterable[str]]
 SOLVERS = ("unipc", "euler", "dmd", "rcm")
 MAX_SEED = 2**63 - 1
 
@@ -127,15 +128,19 @@ class GenerateRequest:
             raise RequestError(*problems)
         return cls(**given)
 
-    def resolve(self, card: Card) -> ResolvedRequest:
+    def resolve(self, card: Card, further: Further = lambda values: ()) -> ResolvedRequest:
         """This request with the model's defaults filled in, checked against the model.
+
+        Args:
+            further: rules of whoever knows more of the model than its card: from the fields' values, which may be wrong
+                in any way, to problems as "field: what is wrong". Those of fields that are at fault anyway are dropped.
 
         Raises:
             RequestError: naming every bad field and the nearest legal values.
         """
         from glimt.check import check_request  # the rules live apart; they import this module's names
 
-        return check_request(self, card)
+        return check_request(self, card, further)
 
 
 def _recorded_image(name: str, value: Any, problems: list[str]) -> Any:

@@ -53,6 +53,7 @@ class Behaviour:
     fails_at_step: int = 0
     name: str = "fake"
     salt: str = ""
+    fallbacks: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=lambda: {"glimt": "0"})
     trace: list[str] = field(default_factory=list)
 
@@ -61,31 +62,44 @@ behaviour = Behaviour()
 
 
 class Engine:
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Any, model: str) -> None:
         self.card = Card()
         self.config = config
+        self.model = model
 
     @classmethod
     def load(cls, model: str = "glimt-world", config: Any = None, base: str | None = None) -> Engine:
-        behaviour.trace.append(f"load {model}")
-        return cls.open(model, config, base)
+        engine = cls.open(model, config, base)
+        engine.preload()
+        return engine
 
     @classmethod
     def open(cls, model: str = "glimt-world", config: Any = None, base: str | None = None) -> Engine:
         if model not in ("glimt-world", behaviour.name):
             raise CheckpointError(f"no model {model!r}")
         print("a library prints what nobody asked for")
-        return cls(config)
+        return cls(config, model)
 
-    def plan(self, request: GenerateRequest) -> Any:
-        resolved = request.resolve(self.card)
-        return types.SimpleNamespace(request=resolved, to_dict=resolved.to_dict, require_fit=lambda: None)
+    def preload(self) -> None:
+        behaviour.trace.append(f"load {self.model}")
 
-    def provenance(self, request: GenerateRequest, variant: int = 0) -> dict[str, Any]:
+    def plan(self, request: GenerateRequest | ResolvedRequest) -> Any:
+        resolved = _resolved(request)
+        notes = ("negative_prompt has no effect",) if request.negative_prompt and not resolved.guided else ()
+        return types.SimpleNamespace(
+            request=resolved,
+            to_dict=resolved.to_dict,
+            require_fit=lambda: None,
+            notes=notes,
+            fallbacks=behaviour.fallbacks,
+        )
+
+    def provenance(self, request: GenerateRequest | ResolvedRequest, variant: int = 0) -> dict[str, Any]:
+        behaviour.trace.append("provenance")
         return Provenance(
             model=self.card.name,
             model_digest=behaviour.digest,
-            request=request.resolve(self.card),
+            request=_resolved(request),
             config=self.config.to_dict(),
             device="cpu",
             dtype="float32",
@@ -93,8 +107,8 @@ class Engine:
             versions=behaviour.versions,
         ).record(variant)
 
-    def stream(self, request: GenerateRequest) -> Iterator[Any]:
-        resolved = request.resolve(self.card)
+    def stream(self, request: GenerateRequest | ResolvedRequest) -> Iterator[Any]:
+        resolved = _resolved(request)
         try:
             yield StageEvent("text", "begin", 0.0)
             yield StageEvent("text", "end", 1.0, note="the prompt was cut" if len(request.prompt) > 100 else "")
@@ -120,6 +134,10 @@ class Engine:
         for first in [0, *range(1, len(clip), 4)]:
             yield FrameChunk(first, clip[first : first + (4 if first else 1)], resolved.fps, variant)
         yield StageEvent("decode", "end", 3.0, variant)
+
+
+def _resolved(request: GenerateRequest | ResolvedRequest) -> ResolvedRequest:
+    return request if isinstance(request, ResolvedRequest) else request.resolve(Card())
 
 
 def paint(resolved: ResolvedRequest, variant: int = 0) -> np.ndarray:

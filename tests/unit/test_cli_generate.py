@@ -80,8 +80,14 @@ def test_quiet_says_nothing_on_the_way(glimt):
     assert "denoise" not in glimt("generate", "a ball", "-o", "a.mp4", "-q")[2]
 
 
-def test_what_the_engine_notes_is_shown(glimt):
-    assert "note: the prompt was cut" in glimt("generate", "a ball " * 30, "-o", "a.mp4")[2]
+@pytest.mark.parametrize("quiet", [[], ["-q"]])
+def test_cut_prompts_negatives_without_effect_and_fallbacks_are_always_told(glimt, engine, quiet):
+    engine.fallbacks = ("norm: native cannot run here",)
+    err = glimt("generate", "a ball " * 30, "-o", "a.mp4", "--guidance", "1", "--negative", "blue", *quiet)[2]
+    assert "note: the prompt was cut" in err
+    assert "note: negative_prompt has no effect" in err
+    assert "fallback: norm: native cannot run here" in err
+    assert "fallback: norm" in glimt("reproduce", "a.mp4", *quiet)[2]
 
 
 def test_variants_go_to_files_named_by_their_seeds(glimt):
@@ -151,6 +157,32 @@ def test_what_cannot_be_is_refused_and_leaves_nothing(glimt, words, said):
     assert names() == []
 
 
+def test_problems_of_settings_request_and_files_are_told_together(glimt, engine):
+    words = ["--size", "50x32", "--fps", "0.000001", "--device", "cupid", "--crf", "0", "--variants", "5000"]
+    code, out, _ = glimt("generate", " ", "-o", "no/a.mp4", *words, "--json")
+    problems = json.loads(out)["error"]["problems"]
+    assert code == 2
+    for name in ("--device:", "--crf:", "no/a", "--size (width):", "--fps:", "--variants:", "prompt:"):
+        assert any(name in problem for problem in problems), name
+    assert engine.trace == []
+
+
+def test_nothing_is_downloaded_for_a_request_that_is_refused(glimt, monkeypatch):
+    def opened(*_: object, **__: object) -> None:
+        raise AssertionError("a model on the Hub was opened")
+
+    monkeypatch.setattr(fake_engine.Engine, "open", opened)
+    monkeypatch.setenv("HF_HUB_CACHE", "empty")
+    code, out, _ = glimt("generate", "a ball", "-o", "no/a.mp4", "--model", "Wan-AI/any", "--json")
+    assert code == 2
+    assert len(json.loads(out)["error"]["problems"]) == 1
+
+
+def test_the_model_is_digested_before_the_work(glimt, engine):
+    assert "digest: done" in glimt("generate", "a ball", "-o", "a.mp4")[2]
+    assert engine.trace == ["load glimt-world", "provenance", "closed"]
+
+
 def test_where_it_cannot_be_written_is_known_before_the_model_is_loaded(glimt, engine):
     assert glimt("generate", "a ball", "-o", "no/a.mp4")[0] == 2
     assert engine.trace == []
@@ -191,12 +223,12 @@ sys.exit(main({list(words)!r}))
 def test_an_interruption_that_a_library_swallows_still_stops_within_a_step(tmp_path):
     prelude = """
 import contextlib, os, signal
-load = fake_engine.Engine.load.__func__
-def swallowing(cls, *arguments, **options):
+preload = fake_engine.Engine.preload
+def swallowing(engine):
     with contextlib.suppress(BaseException):
         os.kill(os.getpid(), signal.SIGINT)
-    return load(cls, *arguments, **options)
-fake_engine.Engine.load = classmethod(swallowing)
+    preload(engine)
+fake_engine.Engine.preload = swallowing
 """
     process = child(tmp_path, "generate", "a ball", "-o", "a.mp4", prelude=prelude)
     _, err = process.communicate(timeout=20)

@@ -148,6 +148,8 @@ def test_problems_of_all_kinds_come_in_the_words_of_the_command_line(capsys, tmp
     error = json.loads(printed.out)["error"]
     text = "\n".join(error["problems"])
     assert len(error["problems"]) == 6
-    assert all(name in text for name in ("--dtype:", "--memory-budget:", "a.mp4", "a.gif", "--preview-dir", "crf 99"))
+    assert all(
+        name in text for name in ("--dtype:", "--memory-budget:", "a.mp4", "a.gif", "--preview-dir", "--crf: 99")
+    )
     assert "6 problems" in printed.err
     assert list(tmp_path.iterdir()) == []

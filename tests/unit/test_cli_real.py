@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
+import struct
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from glimt.cli import main
+from glimt.engine import Engine
+from glimt.pipeline.condition import load_pictures
+from glimt.request import GenerateRequest
 from glimt.video.record import read_record
 from models import tiny
 
@@ -48,6 +53,52 @@ def test_a_video_from_a_picture_is_made_again_only_while_the_picture_is_the_same
     code, found = glimt("reproduce", "a.mp4")
     assert code == 2
     assert "first.png" in found["error"]["problems"][0]
+
+
+def whole_png() -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 64, 3), dtype=np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x89PNG\r\n\x1a\n",
+        whole_png()[:-500],
+        whole_png().replace(struct.pack(">II", 64, 32), struct.pack(">II", 60000, 60000)),
+        b"\0\0\0\x20ftypisom" + bytes(64),
+        b"\0\0\0\x20ftypavif" + bytes(64),
+    ],
+    ids=["signature alone", "cut short", "larger than any picture", "video", "empty AVIF"],
+)
+def test_a_damaged_picture_is_refused_before_weights_are_read(glimt, tmp_path, monkeypatch, content):
+    (tmp_path / "first.png").write_bytes(content)
+    monkeypatch.setattr(Engine, "load", None)
+    for command in (["generate", "-o", "a.mp4"], ["plan"]):
+        code, found = glimt(*command, "a red ball", *SIZE, "--image", "first.png")
+        assert code == 2
+        (problem,) = found["error"]["problems"]
+        assert problem.startswith("--image: ") and "first.png" in problem
+    assert [path.name for path in tmp_path.iterdir()] == ["first.png"]
+
+
+def test_a_photograph_stands_upright(tmp_path):
+    picture = np.random.default_rng(0).integers(0, 256, (32, 64, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # orientation: the first row is the right side
+    Image.fromarray(picture).save(tmp_path / "a.png", exif=exif)
+    request = GenerateRequest("a ball", image=tmp_path / "a.png")
+    (found,) = load_pictures(request)  # type: ignore[arg-type]
+    assert np.array_equal(found, np.rot90(picture, -1))
+
+
+def test_rules_of_request_schedule_and_positions_are_told_together(glimt):
+    words = ["--size", "50x32", "--frames", "40001", "--solver", "dmd", "--steps", "7", "--shift", "1000"]
+    code, found = glimt("plan", "a red ball", *words)
+    assert code == 2
+    starts = [problem.partition(":")[0] for problem in found["error"]["problems"]]
+    assert sorted(starts) == ["--frames", "--shift", "--size (width)", "--steps"]
 
 
 def test_the_record_says_all_that_made_the_video(glimt):

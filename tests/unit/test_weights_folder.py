@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from pathlib import Path
+from threading import Event
 
 import pytest
 import torch
@@ -204,8 +206,36 @@ def test_digest_follows_the_weights_and_not_how_they_are_stored(root: Path) -> N
 def test_digest_reads_a_file_once_until_it_changes(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     component = read_folder(written).component("vae")
     first = component.digest()
-    monkeypatch.setattr(digest, "_hash_span", lambda span: pytest.fail("read again"))
+    monkeypatch.setattr(digest, "_hash_span", lambda *_: pytest.fail("read again"))
     assert component.digest() == first
+
+
+def test_an_interrupted_digest_ends_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after Ctrl-C: one part has an exception, the others stop within a chunk and none of the rest begins."""
+    files = [tmp_path / f"{n}.bin" for n in range(20)]
+    for file in files:
+        file.write_bytes(bytes(100))
+    file_reads: list[int] = []
+
+    class Slow:
+        def __init__(self, *_: object) -> None: ...
+        def update(self, data: memoryview) -> None:
+            file_reads.append(len(data))
+            time.sleep(0.05)
+
+    whole = digest._hash_span
+
+    def interrupted(stop: Event, span: tuple[Path, int, int]) -> str:
+        if span[0] == files[0]:
+            raise KeyboardInterrupt
+        return whole(stop, span)
+
+    monkeypatch.setattr(digest, "_CHUNK_BYTES", 1)
+    monkeypatch.setattr(digest, "_hash_span", interrupted)
+    monkeypatch.setattr(digest.hashlib, "sha256", Slow)
+    with pytest.raises(KeyboardInterrupt):
+        digest.files_digest(files)
+    assert len(file_reads) < 20
 
 
 def test_sizes_are_known_before_loading(written: Path) -> None:

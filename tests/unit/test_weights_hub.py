@@ -12,7 +12,7 @@ from huggingface_hub import errors
 
 from glimt.errors import CheckpointError
 from glimt.weights import hub
-from glimt.weights.hub import download_patterns, open_model, resolve
+from glimt.weights.hub import download_patterns, open_model, resolve, whereabouts
 
 
 @pytest.fixture(autouse=True)
@@ -177,3 +177,13 @@ def test_a_base_is_refused_for_a_whole_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "WanPipeline"}))
     with pytest.raises(CheckpointError, match="so base='glimt-world' has no use"):
         open_model(tmp_path, base="glimt-world")
+
+
+def test_where_a_model_would_come_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(hub, "_bundled_folder", lambda: None)
+    assert whereabouts("Wan-AI/any") == "hub"
+    (tmp_path / "hub" / "models--Wan-AI--any" / "snapshots").mkdir(parents=True)
+    assert whereabouts("Wan-AI/any") == whereabouts("Wan-AI/any@main") == "downloaded"
+    assert whereabouts(str(tmp_path)) == "disk"
+    assert {whereabouts(name) for name in ("glimt-world", "wan", str(tmp_path / "no"))} == {"nowhere"}

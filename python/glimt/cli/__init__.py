@@ -105,8 +105,8 @@ _OPTIONS = {
     "memory_budget_bytes": "--memory-budget",
     "height": "--size (height)",
     "width": "--size (width)",
-    **{name: f"--{name.replace('_', '-')}" for name in ("fps", "seed", "solver", "shift", "image", "last_image")},
-    **{name: f"--{name.replace('_', '-')}" for name in ("preview_every", "device", "dtype", "quality")},
+    **{name: f"--{name.replace('_', '-')}" for name in ("fps", "crf", "seed", "solver", "shift", "image")},
+    **{name: f"--{name.replace('_', '-')}" for name in ("last_image", "preview_every", "device", "dtype", "quality")},
 }
 
 

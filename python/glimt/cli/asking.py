@@ -5,11 +5,15 @@ from __future__ import annotations
 import argparse
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from glimt.config import EngineConfig
 from glimt.errors import GlimtError, RequestError
 from glimt.request import GenerateRequest
+
+if TYPE_CHECKING:
+    from glimt.engine import Engine
+    from glimt.plan import GenerationPlan
 
 
 class Problems:
@@ -25,12 +29,49 @@ class Problems:
         except GlimtError as error:
             self._errors.append(error)
 
-    def raise_any(self) -> None:
+    @property
+    def found(self) -> bool:
+        return bool(self._errors)
+
+    def error(self) -> GlimtError:
         """The one error there was, or one RequestError with the problems of all."""
         if len(self._errors) == 1:
-            raise self._errors[0]
+            return self._errors[0]
+        return RequestError(*(problem for error in self._errors for problem in error.problems))
+
+    def raise_any(self) -> None:
         if self._errors:
-            raise RequestError(*(problem for error in self._errors for problem in error.problems))
+            raise self.error()
+
+
+def planned(
+    namespace: argparse.Namespace, request: GenerateRequest, problems: Problems
+) -> tuple[Engine, GenerationPlan]:
+    """The engine that was asked for, opened, and what ``request`` would do on it; no weights are read for it.
+
+    What is wrong is added to ``problems``, and raised where it leaves no plan. Settings that cannot be stand back for
+    the defaults, so that the request is checked all the same. Once anything is wrong nothing is downloaded.
+    """
+    config = EngineConfig(allow_pickle=bool(namespace.allow_pickle))
+    with problems.gathered():
+        config = engine_config(namespace)
+    if problems.found:
+        from glimt.weights.hub import whereabouts
+
+        if any(name is not None and whereabouts(name) == "hub" for name in (namespace.model, namespace.base)):
+            raise problems.error()
+        config = config.override(offline=True)
+    from glimt.engine import Engine  # takes a second: PyTorch comes with it
+
+    with problems.gathered():
+        engine = Engine.open(namespace.model, config, base=namespace.base)
+        plan = engine.plan(request)
+        if plan.request.image is not None:
+            from glimt.pipeline.condition import load_pictures
+
+            load_pictures(plan.request)
+        return engine, plan
+    raise problems.error()
 
 
 def engine_config(namespace: argparse.Namespace, recorded: dict[str, Any] | None = None) -> EngineConfig:

@@ -17,27 +17,27 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from glimt.engine import Engine
+    from glimt.plan import GenerationPlan
     from glimt.report import RunReport
-    from glimt.request import GenerateRequest, ResolvedRequest
+    from glimt.request import ResolvedRequest
 
 _SHOWN = {"text": "", "image": "", "denoise": "steps", "decode": "frames"}
 
 
 def follow(
     engine: Engine,
-    request: GenerateRequest,
-    resolved: ResolvedRequest,
+    asked: ResolvedRequest,
     show: Progress,
     on_frames: Callable[[int, npt.NDArray[np.uint8]], None],
     on_step: Callable[[StepState], None] | None = None,
 ) -> RunReport | None:
-    """Run ``request`` to its end, hand its frames on as they come, and return the report of the run.
+    """Run what was ``asked`` to its end, hand its frames on as they come, and return the report of the run.
 
     Leaving by an exception (Ctrl-C, a full disk) closes the stream, which stops within a step and frees its memory.
     """
-    several = resolved.num_videos_per_prompt > 1
+    several = asked.num_videos_per_prompt > 1
     report = None
-    with contextlib.closing(engine.stream(request)) as events:
+    with contextlib.closing(engine.stream(asked)) as events:
         for event in events:
             interruption.check()
             if isinstance(event, StepState):
@@ -46,12 +46,20 @@ def follow(
                     on_step(event)
             elif isinstance(event, FrameChunk):
                 on_frames(event.variant, event.frames)
-                show.update(event.index + len(event.frames), resolved.num_frames)
+                show.update(event.index + len(event.frames), asked.num_frames)
             elif isinstance(event, StageEvent):
                 report = event.report or report
                 _show_stage(event, show, several)
     show.end()
     return report
+
+
+def warn(plan: GenerationPlan, show: Progress) -> None:
+    """Say what of the request has no effect, and which implementations are passed over."""
+    for note in plan.notes:
+        show.say(f"note: {note}")
+    for fallback in plan.fallbacks:
+        show.say(f"fallback: {fallback}")
 
 
 def _show_stage(event: StageEvent, show: Progress, several: bool) -> None:

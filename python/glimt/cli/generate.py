@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from glimt.cli.asking import Problems, engine_config, generate_request
+from glimt.cli.asking import Problems, generate_request, planned
+from glimt.cli.following import Previews, follow, warn
 from glimt.cli.outcome import Outcome
 from glimt.cli.outputs import Outputs, VideoFiles
 from glimt.cli.progress import Progress, duration, progress
 
 if TYPE_CHECKING:
     from glimt.engine import Engine
-    from glimt.request import GenerateRequest, ResolvedRequest
+    from glimt.plan import GenerationPlan
+    from glimt.request import ResolvedRequest
 
 _PREVIEWS = 10  # how many there are if it is not said how often
 
@@ -34,49 +35,44 @@ def run(namespace: argparse.Namespace) -> Outcome:
 
 
 def _generate(namespace: argparse.Namespace) -> dict[str, Any]:
-    problems = Problems()  # everything that can be known to be wrong before a model is there
+    outputs, problems = Outputs.of(namespace), Problems()
     with problems.gathered():
-        config = engine_config(namespace)
-    with problems.gathered():
-        request = generate_request(namespace, namespace.preview_every or 0)
-    with problems.gathered():
-        outputs = Outputs.of(namespace)
         outputs.check(fps=namespace.fps or 1)
-    problems.raise_any()
+    request = generate_request(namespace, namespace.preview_every or 0)
     with progress(namespace.quiet) as show:
         show.begin("load")
-        from glimt.engine import Engine  # takes a second: PyTorch comes with it
-
-        resolved = _check(Engine.open(namespace.model, config, base=namespace.base), request, outputs)
-        engine = Engine.load(namespace.model, config, base=namespace.base)
+        engine, plan = planned(namespace, request, problems)
+        _check(plan, outputs, problems)
+        engine.preload()
         show.end()
-        if outputs.preview_dir is not None and namespace.preview_every is None:
-            every = max(1, round(resolved.num_inference_steps / _PREVIEWS))
-            request = dataclasses.replace(request, preview_every=every)
-        return _run(engine, request, resolved, outputs, show)
+        warn(plan, show)
+        return _run(engine, _with_previews(plan.request, outputs), outputs, show)
 
 
-def _check(engine: Engine, request: GenerateRequest, outputs: Outputs) -> ResolvedRequest:
-    """Everything that can be known to be wrong before the weights are read."""
-    plan = engine.plan(request)
-    asked = plan.request
-    problems = Problems()
+def _check(plan: GenerationPlan, outputs: Outputs, problems: Problems) -> None:
+    """What else can be known to be wrong before the weights are read; raises it with the problems found before."""
+    asked, checked = plan.request, problems.found
     with problems.gathered():
         plan.require_fit()
-    with problems.gathered():
-        outputs.check(asked.num_frames, asked.height, asked.width, asked.fps)
+    if not checked:  # else the files have been complained about
+        with problems.gathered():
+            outputs.check(asked.num_frames, asked.height, asked.width, asked.fps)
     problems.raise_any()
-    return asked
 
 
-def _run(
-    engine: Engine, request: GenerateRequest, resolved: ResolvedRequest, outputs: Outputs, show: Progress
-) -> dict[str, Any]:
-    from glimt.cli.following import Previews, follow
+def _with_previews(asked: ResolvedRequest, outputs: Outputs) -> ResolvedRequest:
+    if outputs.preview_dir is None or outputs.preview_every is not None:
+        return asked
+    return dataclasses.replace(asked, preview_every=max(1, round(asked.num_inference_steps / _PREVIEWS)))
 
-    previews = Previews(outputs.preview_dir, resolved.seeds) if outputs.preview_dir else None
-    with VideoFiles(outputs, resolved, partial(engine.provenance, request)) as videos:
-        report = follow(engine, request, resolved, show, videos.add, previews)
+
+def _run(engine: Engine, asked: ResolvedRequest, outputs: Outputs, show: Progress) -> dict[str, Any]:
+    show.begin("digest")  # reads all of the model: now, not when the last frame is there and waits for its record
+    record = engine.provenance(asked)
+    show.end()
+    previews = Previews(outputs.preview_dir, asked.seeds) if outputs.preview_dir else None
+    with VideoFiles(outputs, asked, record) as videos:
+        report = follow(engine, asked, show, videos.add, previews)
     videos.save_sheet()
     return {
         "videos": [take.to_dict() for take in videos.takes],

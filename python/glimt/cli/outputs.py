@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from glimt.check import MAX_VARIANTS
 from glimt.cli.asking import Problems
 from glimt.errors import OutputError
 
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 
     from glimt.request import ResolvedRequest
     from glimt.video.mp4 import VideoWriter
-
-MAX_VARIANTS = 1000
 
 
 @dataclass(frozen=True)
@@ -32,16 +31,13 @@ class Outputs:
     gifs: tuple[Path, ...]
     sheet: Path | None
     preview_dir: Path | None
+    preview_every: int | None
     crf: int
 
     @classmethod
     def of(cls, namespace: argparse.Namespace) -> Outputs:
         """As typed. With several variants each name gets its seed: ``out.mp4`` becomes ``out-7.mp4``, ``out-8.mp4``."""
-        if namespace.preview_every is not None and namespace.preview_dir is None:
-            raise OutputError("--preview-every: has no effect without --preview-dir, the folder to write previews to")
-        count = namespace.variants
-        if count > MAX_VARIANTS:
-            raise OutputError(f"--variants: {count} is more than {MAX_VARIANTS}, the most that one command makes")
+        count = min(namespace.variants, MAX_VARIANTS)  # the request is refused if there are more
         seeds = range(namespace.seed, namespace.seed + count) if count > 1 else [None]
 
         def named(name: str | None) -> tuple[Path, ...]:
@@ -53,6 +49,7 @@ class Outputs:
             gifs=named(namespace.gif),
             sheet=Path(namespace.sheet) if namespace.sheet else None,
             preview_dir=Path(namespace.preview_dir) if namespace.preview_dir else None,
+            preview_every=namespace.preview_every,
             crf=namespace.crf,
         )
 
@@ -84,6 +81,9 @@ class Outputs:
         if self.preview_dir is not None:
             with problems.gathered():
                 _check_folder(self.preview_dir)
+        elif self.preview_every is not None:
+            with problems.gathered():
+                raise OutputError("--preview-every: has no effect without --preview-dir, where previews are written to")
         problems.raise_any()
 
 
@@ -122,10 +122,11 @@ class Take:
 class VideoFiles:
     """The mp4s of a run while they are made: ``add`` takes chunks of any variant in the order in which they come.
 
+    ``record`` is the settings record of the run; each file's has the request of its variant alone.
     Each file is finished as soon as its last frame is there, so that an interruption costs only unfinished ones.
     """
 
-    def __init__(self, outputs: Outputs, resolved: ResolvedRequest, record: Callable[[int], Mapping[str, Any]]) -> None:
+    def __init__(self, outputs: Outputs, resolved: ResolvedRequest, record: Mapping[str, Any]) -> None:
         self.outputs, self.resolved = outputs, resolved
         self.takes: list[Take] = []
         self._record = record
@@ -164,7 +165,7 @@ class VideoFiles:
 
     def _finish(self, variant: int) -> None:
         writer = self._open[variant]
-        writer.record = self._record(variant)
+        writer.record = {**self._record, "request": self.resolved.variant(variant).to_dict()}
         del self._open[variant]
         writer.__exit__(None, None, None)
         facts = {

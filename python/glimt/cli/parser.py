@@ -113,7 +113,7 @@ def build() -> tuple[Parser, dict[str, Parser]]:
     for name in ("generate", "plan", "reproduce"):
         _add_engine(made[name], reproduces=name == "reproduce")
     for name in ("generate", "reproduce"):
-        made[name].add_argument("-q", "--quiet", action="store_true", help="no progress")
+        made[name].add_argument("-q", "--quiet", action="store_true", help="no progress; notes and errors only")
     for command in made.values():
         command.add_argument("--json", action="store_true", help="print one JSON object on standard output")
     return parser, made

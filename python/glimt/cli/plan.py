@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
-from glimt.cli.asking import Problems, engine_config, generate_request
+from glimt.cli.asking import Problems, generate_request, planned
 from glimt.cli.outcome import Outcome
 
 
 def run(namespace: argparse.Namespace) -> Outcome:
     """The plan, as the engine makes it."""
-    plan = _plan(namespace)
-    return Outcome(str(plan), plan.to_dict())
-
-
-def _plan(namespace: argparse.Namespace) -> Any:
     problems = Problems()
-    with problems.gathered():
-        config = engine_config(namespace)
-    with problems.gathered():
-        request = generate_request(namespace)
+    _, plan = planned(namespace, generate_request(namespace), problems)
     problems.raise_any()
-    from glimt.engine import Engine
-
-    return Engine.open(namespace.model, config, base=namespace.base).plan(request)
+    return Outcome(str(plan), plan.to_dict())

@@ -16,7 +16,7 @@ _MOST_BARS = 12
 
 
 class Progress:
-    """What both kinds share: the stage that is under way, and how long it has taken. Shows nothing itself."""
+    """What both kinds share: the stage that is under way, and how long it has taken. Shows nothing of it by itself."""
 
     def __init__(self) -> None:
         self.stage = ""
@@ -50,7 +50,9 @@ class Progress:
         self.stage = ""
 
     def say(self, line: str) -> None:
-        """One line of text."""
+        """One line that is no progress but has to be known, and so is written also where none is shown."""
+        sys.stderr.write(line + "\n")
+        sys.stderr.flush()
 
     def _show_begin(self, unit: str) -> None: ...
 
@@ -66,10 +68,6 @@ class PlainProgress(Progress):
         super().__init__()
         self._unit = ""
         self._last_line = 0.0
-
-    def say(self, line: str) -> None:
-        sys.stderr.write(line + "\n")
-        sys.stderr.flush()
 
     def _show_begin(self, unit: str) -> None:
         self._unit, self._last_line = unit, time.perf_counter()

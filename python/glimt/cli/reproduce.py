@@ -108,12 +108,14 @@ def _changed(before: dict[str, Any], after: dict[str, Any], among: tuple[str, ..
 
 
 def _frames_sha256(engine: Engine, request: GenerateRequest, show: Progress) -> str:
-    from glimt.cli.following import follow
+    from glimt.cli.following import follow, warn
 
+    plan = engine.plan(request)
+    warn(plan, show)
     digest = hashlib.sha256()
 
     def add(_variant: int, frames: npt.NDArray[np.uint8]) -> None:
         digest.update(frames.tobytes())
 
-    follow(engine, request, request.resolve(engine.card), show, add)
+    follow(engine, plan.request, show, add)
     return digest.hexdigest()

@@ -11,6 +11,8 @@ Three forms, those of Diffusers' ``WanPipeline`` and ``WanImageToVideoPipeline``
 
 from __future__ import annotations
 
+import struct
+import zlib
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -18,11 +20,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from glimt.errors import RequestError
 from glimt.images import ImageFile, ImageSource
 from glimt.models.wan.vae import WanVae
 from glimt.models.wan.vae_blocks import CausalCache
+from glimt.request import ResolvedRequest
 from glimt.shapes import LatentGrid, PixelGrid
 
+# What Pillow's decoders raise for damaged files.
+_DECODER_ERRORS = (OSError, ValueError, SyntaxError, EOFError, RuntimeError, struct.error, zlib.error)
 # [H, W, 3] uint8 RGB.
 Picture: TypeAlias = "np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]"
 
@@ -84,14 +90,30 @@ def _encode(vae: WanVae, first: Tensor, last: Tensor | None, frames: int, scale_
     return torch.cat(means, dim=2)
 
 
-def load_picture(source: ImageSource) -> Picture:
-    """The picture as it is, [H, W, 3] uint8 RGB."""
-    from PIL import Image
+def load_pictures(request: ResolvedRequest) -> list[Picture]:
+    """The request's first and last image, those that it has, as they are (turned upright where their file says how).
 
-    if isinstance(source, ImageFile):
+    Raises:
+        RequestError: every one that cannot be decoded: damaged, cut short, or too large to be a picture.
+    """
+    given = [(name, source) for name in ("image", "last_image") if (source := getattr(request, name)) is not None]
+    found = [_picture_or_problem(name, source) for name, source in given]
+    problems = [problem for problem in found if isinstance(problem, str)]
+    if problems:
+        raise RequestError(*problems)
+    return [picture for picture in found if not isinstance(picture, str)]
+
+
+def _picture_or_problem(name: str, source: ImageSource) -> Picture | str:
+    from PIL import Image, ImageOps
+
+    if not isinstance(source, ImageFile):
+        return np.frombuffer(source.rgb, np.uint8).reshape(source.height, source.width, 3)
+    try:
         with Image.open(source.path) as picture:
-            return np.asarray(picture.convert("RGB"))
-    return np.frombuffer(source.rgb, np.uint8).reshape(source.height, source.width, 3)
+            return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
+    except (*_DECODER_ERRORS, Image.DecompressionBombError) as error:
+        return f"{name}: {source.path!r} cannot be decoded ({error}); save it anew, or give another"
 
 
 def to_pixels(picture: Picture, height: int, width: int) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from glimt.models.wan.transformer import WanTransformer
 from glimt.models.wan.vae import WanVae
 from glimt.pipeline.clock import Clock
-from glimt.pipeline.condition import Condition, Picture, known_channels, known_first_frame, load_picture, to_pixels
+from glimt.pipeline.condition import Condition, Picture, known_channels, known_first_frame, load_pictures, to_pixels
 from glimt.pipeline.decode import decode, decode_stills
 from glimt.pipeline.denoise import Prompts, Velocity, denoise
 from glimt.pipeline.events import Event, Frames
@@ -76,8 +76,7 @@ def run(models: Models, plan: GenerationPlan, keep: list[Tensor] | None = None) 
 @torch.inference_mode()
 def _look(models: Models, plan: GenerationPlan) -> tuple[Condition, Tensor | None]:
     """The request's images as a condition, and as CLIP tokens where the transformer takes them."""
-    sources = [source for source in (plan.request.image, plan.request.last_image) if source is not None]
-    pictures = [load_picture(source) for source in sources]
+    pictures = load_pictures(plan.request)
     vae = models.vae()
     weight = vae.post_quant_conv.weight
     pixels = [to_pixels(p, plan.clip.height, plan.clip.width).to(weight.device, weight.dtype) for p in pictures]

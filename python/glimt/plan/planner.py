@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -143,8 +143,8 @@ class Planner:
         Raises:
             RequestError: every field that is wrong for this model.
         """
-        asked = request if isinstance(request, ResolvedRequest) else request.resolve(self.card)
-        self._check_positions(asked)
+        wanted = request.as_request() if isinstance(request, ResolvedRequest) else request
+        asked = wanted.resolve(self.card, self._problems)
         schedule = schedules.build(asked.solver, asked.num_inference_steps, asked.shift, spec=self.schedule_spec)
         guidance = plan_guidance(schedule, asked.guidance_scale, asked.guidance_scale_2, self.card.boundary_ratio)
         budget = memory.budget(self.config.memory_budget_bytes, self.device, held_bytes)
@@ -186,14 +186,18 @@ class Planner:
             notes=_notes(asked),
         )
 
-    def _check_positions(self, asked: ResolvedRequest) -> None:
-        grid, limit = asked.token_grid(self.card), self.transformer.rope_max_seq_len
-        named = (("num_frames", grid.t), ("height", grid.y), ("width", grid.x))
-        problems = [
-            f"{name}: gives {n} positions, more than the {limit} this model knows" for name, n in named if n > limit
-        ]
-        if problems:
-            raise RequestError(*problems)
+    def _problems(self, values: Mapping[str, Any]) -> Iterator[str]:
+        """What the checkpoint's schedule and its transformer's positions have against a request's values."""
+        solver, steps, shift = (values[name] for name in ("solver", "num_inference_steps", "shift"))
+        yield from schedules.problems(solver, steps, shift, self.schedule_spec)
+        (patch_t, patch_y, patch_x), limit = self.card.patch, self.transformer.rope_max_seq_len
+        scale_t, scale_s = self.card.scale_factor_temporal, self.card.scale_factor_spatial
+        pixels = (("num_frames", scale_t * patch_t), ("height", scale_s * patch_y), ("width", scale_s * patch_x))
+        for name, per_position in pixels:
+            size = values[name]
+            if isinstance(size, int) and -(-size // per_position) > limit:
+                most = limit * per_position - (scale_t - 1 if name == "num_frames" else 0)
+                yield f"{name}: {size} is more than the {limit} positions of this model hold; nearest: {most}"
 
 
 @dataclass(frozen=True)

@@ -111,9 +111,9 @@ def build(
     ``dynamic_shift`` is set. Raises RequestError with every problem and the nearest legal values.
     """
     spec = spec or ScheduleSpec()
-    problems = _problems(solver, num_inference_steps, shift, spec, mu)
-    if problems:
-        raise RequestError(*problems)
+    found = problems(solver, num_inference_steps, shift, spec, mu)
+    if found:
+        raise RequestError(*found)
     if shift is None:
         shift = spec.dmd_shift if solver == "dmd" else spec.shift
     sigmas, timesteps = _TABLES[solver](num_inference_steps, shift, spec, mu)
@@ -206,9 +206,10 @@ def _shifted(uniform: Array, shift: float, spec: ScheduleSpec, mu: float | None)
     return sigmas
 
 
-def _problems(
-    solver: str, num_inference_steps: int, shift: float | None, spec: ScheduleSpec, mu: float | None
+def problems(
+    solver: str, num_inference_steps: int, shift: float | None, spec: ScheduleSpec, mu: float | None = None
 ) -> list[str]:
+    """Why ``build`` would refuse these, each as "field: what is wrong"; values may be of any type."""
     if solver not in SOLVERS:
         return [f"solver: {solver!r} is not one of {', '.join(map(repr, SOLVERS))}{did_you_mean(str(solver), SOLVERS)}"]
     found = (

@@ -31,7 +31,7 @@ from glimt.video.record import encode_record
 
 SUFFIXES = (".mp4",)
 DEFAULT_CRF = 16
-MAX_FPS = 1000
+MIN_FPS, MAX_FPS = Fraction(1, 100), 1000
 _BT709 = 1  # the code point of BT.709 for primaries, transfer and matrix: ITU-T H.273, tables 2-4
 _LIMITED_RANGE = 1
 _QUEUE_CHUNKS = 4
@@ -68,18 +68,18 @@ def as_fps(value: Fraction | float | str) -> Fraction:
     try:
         exact = Fraction(value) if isinstance(value, (int, Fraction)) else Fraction(str(value))
     except (ValueError, ZeroDivisionError) as error:
-        raise OutputError(f"fps {value!r} is not a number; write 24, 23.976 or 24000/1001") from error
+        raise OutputError(f"fps: {value!r} is not a number; write 24, 23.976 or 24000/1001") from error
     near = exact.limit_denominator(1001)
     fps = near if abs(near - exact) * 10**9 < exact else exact.limit_denominator(10**5)
-    if not 0 < fps <= MAX_FPS:
-        raise OutputError(f"fps {value} is out of range: more than 0 and at most {MAX_FPS} frames per second")
+    if not MIN_FPS <= fps <= MAX_FPS:
+        raise OutputError(f"fps: {value} is out of range, which is {float(MIN_FPS)} to {MAX_FPS} frames per second")
     return fps
 
 
 def check_crf(crf: int) -> None:
     """OutputError unless ``crf`` is a quality of x264 that every player can show."""
     if not 1 <= crf <= 51:
-        raise OutputError(f"crf {crf} is out of range: 1 (best) to 51; 0 is a mode that most players cannot show")
+        raise OutputError(f"crf: {crf} is out of range: 1 (best) to 51; 0 is a mode that most players cannot show")
 
 
 def check_size(height: int, width: int) -> None:

@@ -12,8 +12,9 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock
 from typing import Any
 
 from glimt.env import cpu_count
@@ -74,8 +75,7 @@ def _hash_spans(spans: list[_Span]) -> list[str]:
     with _cache_lock:
         wanted = [(key, span) for key, span in zip(keys, spans, strict=True) if key not in _cache]
     if wanted:
-        with ThreadPoolExecutor(max_workers=min(8, cpu_count())) as pool:
-            hashes = list(pool.map(_hash_span, [span for _, span in wanted]))
+        hashes = _hash_in_parallel([span for _, span in wanted])
         with _cache_lock:
             _cache.update({key: digest for (key, _), digest in zip(wanted, hashes, strict=True)})
     with _cache_lock:
@@ -90,7 +90,18 @@ def _stamp(file: Path) -> _Stamp:
         raise CheckpointError(f"{file}: cannot be read: {error.strerror or error}") from error
 
 
-def _hash_span(span: _Span) -> str:
+def _hash_in_parallel(spans: list[_Span]) -> list[str]:
+    """An exception, such as Ctrl-C while this waits, ends all of it within a chunk."""
+    stop = Event()
+    pool = ThreadPoolExecutor(max_workers=min(8, cpu_count()))
+    try:
+        return list(pool.map(partial(_hash_span, stop), spans))
+    finally:
+        stop.set()
+        pool.shutdown(cancel_futures=True)
+
+
+def _hash_span(stop: Event, span: _Span) -> str:
     # Read, not mapped: a mapping's pages would count as this process's memory, and a file cut short under a mapping
     # would end the process.
     file, position, end = span
@@ -98,7 +109,7 @@ def _hash_span(span: _Span) -> str:
     try:
         with file.open("rb", buffering=0) as stream:
             stream.seek(position)
-            while position < end:
+            while position < end and not stop.is_set():
                 count = stream.readinto(buffer[: min(len(buffer), end - position)])
                 if not count:
                     raise CheckpointError(f"{file}: became shorter while it was read")

@@ -80,11 +80,36 @@ def resolve(model: str | os.PathLike[str], *, offline: bool | None = None, allow
     return _download(match["id"], match["revision"], _is_offline(offline), allow_pickle)
 
 
-def _bundled() -> Path:
+def whereabouts(model: str) -> str:
+    """Where a model would come from: ``bundled``, ``disk``, ``downloaded``, ``hub`` (not here yet) or ``nowhere``.
+
+    Looks at this machine only, and not at whether what is there is whole: a download may have been begun only.
+    """
+    if model == BUNDLED:
+        return "bundled" if _bundled_folder() else "nowhere"
+    match = _hub_match(model)
+    if match is None or _is_path(model):
+        return "disk" if _exists(Path(model).expanduser()) else "nowhere"
+    folder = _hub_cache() / f"models--{match['id'].replace('/', '--')}" / "snapshots"
+    return "downloaded" if folder.is_dir() else "hub"
+
+
+def _hub_cache() -> Path:
+    """Where huggingface_hub keeps what it downloads, by its own environment variables; importing it takes longer."""
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
+    return Path(os.environ.get("HF_HUB_CACHE") or Path(home, "hub")).expanduser()
+
+
+def _bundled_folder() -> Path | None:
     spec = find_spec("glimt_world")  # finds a top-level package without importing it
-    for place in (spec.submodule_search_locations or []) if spec else []:
-        if (Path(place) / "checkpoint" / "model_index.json").is_file():
-            return Path(place) / "checkpoint"
+    folders = [Path(place) / "checkpoint" for place in (spec.submodule_search_locations or [])] if spec else []
+    return next((folder for folder in folders if (folder / "model_index.json").is_file()), None)
+
+
+def _bundled() -> Path:
+    folder = _bundled_folder()
+    if folder is not None:
+        return folder
     raise CheckpointError(
         f"the bundled model {BUNDLED!r} is not in this installation (no glimt_world/checkpoint);"
         " reinstall glimt, or give a folder or a Hub id"
