@@ -155,7 +155,8 @@ def _cube(scene: Scene, p: Pose, view: View) -> tuple[Array, Array]:
         corners = np.array([project(i, low), project(j, low), project(j, high), project(i, high)])
         add(_polygon(view, corners), float(_flat(scene, nx, 0, -nz)) * (0.82 if i % 2 else 1.0))
     shade: Array = (light / np.maximum(coverage, 1e-6)).astype(np.float32)
-    return np.minimum(coverage, np.float32(1)), shade
+    capped: Array = np.minimum(coverage, np.float32(1))
+    return capped, shade
 
 
 def _flat(scene: Scene, nx: float, ny: float, nz: float) -> Array:
