@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from glimt.errors import RequestError
-from glimt.suggest import did_you_mean
+from glimt.suggest import checked_keywords, did_you_mean
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 BACKENDS = ("eager",)
 QUALITIES = ("exact", "equivalent", "lossy")
 
 
+@checked_keywords("setting")
 @dataclass(frozen=True)
 class EngineConfig:
     """Settings of an engine; frozen, and checked as a whole when made.
@@ -23,8 +24,9 @@ class EngineConfig:
         device: ``auto`` (CUDA where there is one, else the CPU), ``cpu``, ``cuda`` or ``cuda:<index>``.
         dtype: arithmetic of the networks. ``auto`` is float32 on a CPU and bfloat16 on CUDA; latents stay float32.
         backend: how modules are run.
-        quality: the loosest class of optimization allowed: ``exact`` (bits as eager), ``equivalent`` (within the
-            numerics budget) or ``lossy`` (may change the picture).
+        quality: the loosest class of optimization allowed: ``exact`` (the bits of PyTorch's own operations in their
+            plain form: nothing fused, folded or reordered), ``equivalent`` (within the numerics budget) or ``lossy``
+            (may change the picture; so far there is nothing of this class, and it runs as ``equivalent``).
         memory_budget_bytes: the most memory a request may be planned to need; ``None`` is what the machine has free.
         strict: a fallback to another implementation is an error, not a note in the report.
         offline: ``True`` never touches the network, ``None`` follows ``HF_HUB_OFFLINE``.
@@ -51,19 +53,11 @@ class EngineConfig:
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> EngineConfig:
         """A configuration from names and values; an unknown name is an error with the names near it."""
-        known = {field.name for field in fields(cls)}
-        unknown = [f"{name}: no such setting{did_you_mean(str(name), known)}" for name in values if name not in known]
-        try:
-            config = cls(**{name: value for name, value in values.items() if name in known})
-        except RequestError as error:
-            raise RequestError(*unknown, *error.problems) from None
-        if unknown:
-            raise RequestError(*unknown)
-        return config
+        return cls(**{str(name): value for name, value in values.items()})
 
     def override(self, **changes: Any) -> EngineConfig:
         """This configuration with some settings changed; checked like a new one."""
-        return EngineConfig.from_mapping({**asdict(self), **changes}) if changes else replace(self)
+        return replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -66,8 +66,7 @@ class Engine:
             CheckpointError: no such model, or everything that is wrong with it.
         """
         engine = cls.open(model, config, base=base, **overrides)
-        if engine._planner.weights_fit():
-            engine._components.preload("transformer", "transformer_2", "vae")
+        engine.preload()
         return engine
 
     @classmethod
@@ -84,6 +83,15 @@ class Engine:
         folder = open_model(model, base=base, offline=settings.offline, allow_pickle=settings.allow_pickle)
         planner = Planner.of(folder, settings)
         return cls(planner, Components(folder, planner.device, planner.dtype, settings.allow_pickle))
+
+    def preload(self) -> None:
+        """Bring transformers and VAE into memory now, if all components fit there together, as :meth:`load` does.
+
+        Raises:
+            CheckpointError: everything that is wrong with them.
+        """
+        if self._planner.weights_fit():
+            self._components.preload("transformer", "transformer_2", "vae")
 
     @property
     def card(self) -> ModelCard:
@@ -110,7 +118,7 @@ class Engine:
         return self._planner.folder.digest()
 
     def plan(self, request: Request) -> GenerationPlan:
-        """What ``request`` will do and need. Runs no network.
+        """What ``request`` will do and need. Runs no network (the first plan of a process times a matrix product).
 
         A request that needs more memory than there is gets a plan too: ``plan.fits`` is false, and it says what would.
 

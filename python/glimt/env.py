@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 _PACKAGES = ("glimt", "torch", "numpy", "transformers", "safetensors", "diffusers", "av")
 
@@ -37,20 +38,18 @@ def cpu_count() -> int:
 
 
 def total_memory_bytes() -> int | None:
-    """Main memory of the machine, or of the control group when that is less; ``None`` where it cannot be read."""
-    total = _meminfo("MemTotal")
-    limits = [value for value in (total, _cgroup_number("memory.max")) if value is not None]
-    return min(limits) if limits else None
+    """Main memory of the machine, or of a control group above when that is less; ``None`` where it cannot be read."""
+    limits = [_meminfo("MemTotal"), *(group.limit for group in _memory_groups())]
+    return min((value for value in limits if value is not None), default=None)
 
 
 def available_memory_bytes() -> int | None:
-    """Main memory that can be used without swapping, inside the control group's limit; ``None`` when not known."""
-    free = _meminfo("MemAvailable")
-    limit, used = _cgroup_number("memory.max"), _cgroup_number("memory.current")
-    if limit is not None and used is not None:
-        room = max(limit - used, 0)
-        return room if free is None else min(free, room)
-    return free
+    """Main memory that can be used without swapping, inside every control group's limit; ``None`` when not known.
+
+    Pages of files that the kernel may drop count as free.
+    """
+    rooms = [_meminfo("MemAvailable"), *(max(group.limit - group.used, 0) for group in _memory_groups())]
+    return min((value for value in rooms if value is not None), default=None)
 
 
 def rss_bytes() -> int:
@@ -78,19 +77,54 @@ def _status(key: str) -> int:
 
 
 def _kilobytes(path: Path, key: str) -> int | None:
-    try:
-        lines = path.read_text().splitlines()
-    except OSError:
-        return None
-    for line in lines:
+    for line in _lines(path):
         if line.startswith(key + ":"):
             return int(line.split()[1]) * 1024
     return None
 
 
-def _cgroup_number(name: str) -> int | None:
-    try:
-        text = Path("/sys/fs/cgroup", name).read_text().strip()
-    except OSError:
+class _Group(NamedTuple):
+    """A control group's limit of memory, and what of it is in use and cannot simply be dropped."""
+
+    limit: int
+    used: int
+
+
+# Where a version of control groups is mounted, and its names of limit, use, and droppable pages of files.
+_V2 = ("", "memory.max", "memory.current", "inactive_file")
+_V1 = ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+
+
+def _memory_groups(mount: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[_Group]:
+    """The control groups that bound this process's memory: its own and all above it, those that have a limit."""
+    found = []
+    for line in _lines(own):
+        _, controllers, path = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        root, limit, used, droppable = _V1 if controllers else _V2
+        folder = Path(path.lstrip("/"))
+        for part in (folder, *folder.parents):
+            group = _group(mount / root / part, limit, used, droppable)
+            found += [group] if group is not None else []
+    return found
+
+
+def _group(folder: Path, limit: str, used: str, droppable: str) -> _Group | None:
+    most, now = _number(folder / limit), _number(folder / used)
+    if most is None or now is None:
         return None
+    stat = dict(line.split(" ", 1) for line in _lines(folder / "memory.stat"))
+    return _Group(most, max(now - int(stat.get(droppable, 0)), 0))
+
+
+def _number(path: Path) -> int | None:
+    text = "".join(_lines(path)).strip()
     return int(text) if text.isdigit() else None
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []

@@ -43,7 +43,9 @@ def budget(configured: int | None, device: str, held_bytes: int = 0) -> Budget:
         import torch
 
         return Budget(torch.cuda.mem_get_info(device)[0] + held_bytes, f"free on {device}")
-    free = available_memory_bytes() or total_memory_bytes()
+    free = available_memory_bytes()
+    if free is None:
+        free = total_memory_bytes()
     if free is None:
         return Budget(2**63 - 1, "unknown: this system does not tell its free memory")
     return Budget(free + held_bytes, "free memory")
@@ -64,11 +66,15 @@ def denoise_bytes(
     text_tokens: int,
     prompts: int,
     item_bytes: int,
+    networks: int = 1,
 ) -> int:
-    """Activations of one forward for all prompts, their keys and values in every block, and the solver's latents."""
+    """Activations of one forward for all prompts, their keys and values in every block, and the solver's latents.
+
+    ``networks``: how many transformers keep their keys and values at once.
+    """
     widths = _TOKEN_WIDTHS * config.width + _FFN_WIDTHS * config.ffn_dim
     activations = prompts * tokens.count * widths * max(item_bytes, 4)
-    context = prompts * config.num_layers * 2 * text_tokens * config.width * item_bytes
+    context = networks * prompts * config.num_layers * 2 * text_tokens * config.width * item_bytes
     volume = latents.frames * latents.height * latents.width
     return activations + context + 4 * volume * (8 * latents.channels + 2 * config.in_channels)
 
@@ -87,6 +93,11 @@ def decode_bytes(config: WanVaeConfig, grid: LatentGrid, chunk: int, item_bytes:
     pixels = 3 * frames * grid.height * grid.width * config.scale_factor_spatial**2
     widths = _RESIDUAL_VAE_WIDTHS if config.is_residual else _VAE_WIDTHS
     return item_bytes * (widths * widest + carried) + 5 * pixels + _SCRATCH_BYTES
+
+
+def stills_bytes(config: WanVaeConfig, grid: LatentGrid, item_bytes: int) -> int:
+    """The same of a preview: up to three latent frames, each decoded as the first of a clip."""
+    return min(grid.frames, 3) * decode_bytes(config, grid, 1, item_bytes)
 
 
 def decode_chunk(config: WanVaeConfig, grid: LatentGrid) -> int:
@@ -109,7 +120,8 @@ def encode_bytes(config: WanVaeConfig, clip: PixelGrid, item_bytes: int) -> int:
 def what_would_fit(
     peak: Callable[[PixelGrid], int], clip: PixelGrid, scale_t: int, multiple: tuple[int, int], limit_bytes: int
 ) -> list[str]:
-    """Smaller requests that fit: the most frames of this size, and the largest size of this shape with these frames."""
+    """Smaller requests that fit: the most frames of this size, and the largest size of this shape with these frames;
+    when there is neither, the largest that has fewer frames and a smaller size at once, both reduced alike."""
     found = []
     frames = _largest(
         (clip.frames - 1) // scale_t, lambda n: peak(PixelGrid(1 + n * scale_t, clip.height, clip.width)), limit_bytes
@@ -120,7 +132,21 @@ def what_would_fit(
     size = _largest(len(sizes) - 1, lambda n: peak(PixelGrid(clip.frames, *sizes[n])), limit_bytes)
     if size is not None:
         found.append(f"{sizes[size][1]}x{sizes[size][0]} with num_frames={clip.frames}")
+    if found:
+        return found
+
+    def both(n: int) -> PixelGrid:
+        return PixelGrid(1 + (clip.frames - 1) // scale_t * (n + 1) // len(sizes) * scale_t, *sizes[n])
+
+    step = _largest(len(sizes) - 1, lambda n: peak(both(n)), limit_bytes)
+    if step is not None:
+        found.append(f"{both(step).width}x{both(step).height} with num_frames={both(step).frames}")
     return found
+
+
+def smallest(multiple: tuple[int, int]) -> PixelGrid:
+    """The clip that needs the least memory."""
+    return PixelGrid(1, *multiple)
 
 
 def _shrunk_sizes(clip: PixelGrid, multiple: tuple[int, int]) -> list[tuple[int, int]]:

@@ -33,8 +33,9 @@ class StageReport:
         name: text, image, denoise or decode; summed over variants.
         ms: wall time spent in the stage itself, not in whoever consumed its events.
         planned_s: seconds the plan estimated.
-        peak_bytes: the most memory in use at the end of any of its steps: resident memory of the process on a CPU,
-            allocated device memory on CUDA.
+        peak_bytes: the most memory in use during the stage: resident memory of the process on a CPU, allocated device
+            memory on CUDA. The true peak of a stage that went higher than the process ever had; of any other, which no
+            counter tells, the most at the end of one of its steps.
         planned_bytes: what the plan estimated the stage to need, beside what the process held anyway.
     """
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from glimt.errors import RequestError
 from glimt.images import ImageSource, as_image_source, image_from_dict, image_to_dict
 from glimt.shapes import LatentGrid, PixelGrid, TokenGrid
-from glimt.suggest import did_you_mean
+from glimt.suggest import checked_keywords, unknown_names
 
 Further = Callable[[Mapping[str, Any]], Iterable[str]]
 SOLVERS = ("unipc", "euler", "dmd", "rcm")
@@ -62,6 +62,7 @@ class Card(Protocol):
     def boundary_ratio(self) -> float | None: ...
 
 
+@checked_keywords("field")
 @dataclass(frozen=True)
 class GenerateRequest:
     """One clip, or ``num_videos_per_prompt`` of them, from a prompt. ``None`` takes the model's default.
@@ -118,7 +119,7 @@ class GenerateRequest:
             RequestError: unknown names (with near ones), no prompt, or an image that is no longer what it was.
         """
         known = {field.name for field in fields(cls)}
-        problems = [f"{name}: no such field{did_you_mean(str(name), known)}" for name in values if name not in known]
+        problems = unknown_names(values, known, "field")
         given = {name: value for name, value in values.items() if name in known}
         if "prompt" not in given:
             problems.append("prompt: missing")

@@ -59,15 +59,6 @@ def test_an_overlong_prompt_is_cut_as_diffusers_cuts_it_and_says_so(pipeline: An
     assert text.encode("a ball").tokens.note == ""
 
 
-def test_a_repeated_prompt_is_remembered_and_old_ones_are_forgotten(text: TextEncoder) -> None:
-    small = TextEncoder(text.model, text.tokenizer, cache_size=2)
-    first = small.encode("a ball")
-    for prompt in ("a cone", "a cube"):
-        small.encode(prompt)
-    assert len(small._cache) == 2
-    assert torch.equal(small.encode("a ball").embeds, first.embeds)
-
-
 @settings(deadline=None, max_examples=300)
 @given(st.one_of(st.text(), st.text(st.sampled_from("ab &;<>lt#39\t\n\r\x0b\u00a0\u2019\u00e9\ufb01amp"), max_size=20)))
 def test_prompts_are_cleaned_as_by_diffusers(prompt: str) -> None:

@@ -17,6 +17,7 @@ import torch
 
 from glimt.engine import Engine
 from glimt.errors import CheckpointError, MemoryBudgetError, NonFiniteError, RequestError
+from glimt.models.wan.transformer import WanTransformer
 from glimt.pipeline.components import Embeddings
 from glimt.pipeline.events import FrameChunk, StageEvent, StepState
 from glimt.report import frames_sha256
@@ -231,8 +232,36 @@ def test_a_run_that_lets_go_of_components_gives_the_same_bits(variant: str) -> N
     with Engine.open(tiny.folder(variant), device="cpu", memory_budget_bytes=budget) as engine:
         plan = engine.plan(request)
         assert plan.staged and plan.fits and plan.peak_bytes < whole.peak_bytes
-        assert np.array_equal(engine.generate(request).frames, expected)
-        assert engine._components.held_bytes() < held
+        sizes = plan.weights_bytes
+        most = max(sizes["transformer"], sizes.get("transformer_2", 0))
+        chunks = []
+        for event in engine.stream(request):
+            if isinstance(event, StepState):
+                assert 0 < engine._components.held_bytes() <= most
+            elif isinstance(event, FrameChunk):
+                assert engine._components.held_bytes() <= sizes["vae"]
+                chunks.append(event.frames)
+        assert np.array_equal(np.concatenate(chunks), expected)
+
+
+def test_two_experts_prepare_once_for_all_variants_where_both_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    request, prepared = replace(REQUEST, num_videos_per_prompt=3), []
+    prepare = WanTransformer.prepare_text
+    monkeypatch.setattr(WanTransformer, "prepare_text", lambda *args: prepared.append(1) or prepare(*args))
+    with Engine.load(tiny.folder("t2v-a14b"), device="cpu") as engine:
+        assert {step.expert for step in engine.plan(request).guidance} == {0, 1}
+        engine.generate(request)
+    assert len(prepared) == 2
+
+
+def test_preloading_is_what_loading_does_beyond_opening() -> None:
+    with Engine.open(tiny.folder("t2v"), device="cpu") as engine:
+        engine.preload()
+        sizes = engine.plan(REQUEST).weights_bytes
+        assert engine._components.held_bytes() == sizes["transformer"] + sizes["vae"]
+    with Engine.open(tiny.folder("t2v"), device="cpu", memory_budget_bytes=1000) as engine:
+        engine.preload()
+        assert engine._components.held_bytes() == 0
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

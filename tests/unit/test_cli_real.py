@@ -74,7 +74,7 @@ def whole_png() -> bytes:
 )
 def test_a_damaged_picture_is_refused_before_weights_are_read(glimt, tmp_path, monkeypatch, content):
     (tmp_path / "first.png").write_bytes(content)
-    monkeypatch.setattr(Engine, "load", None)
+    monkeypatch.setattr(Engine, "preload", None)
     for command in (["generate", "-o", "a.mp4"], ["plan"]):
         code, found = glimt(*command, "a red ball", *SIZE, "--image", "first.png")
         assert code == 2

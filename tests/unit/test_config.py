@@ -6,6 +6,7 @@ import pytest
 
 from glimt.config import EngineConfig
 from glimt.errors import RequestError
+from glimt.request import GenerateRequest
 
 
 def test_the_default_is_legal_and_round_trips() -> None:
@@ -22,6 +23,18 @@ def test_an_unknown_name_is_an_error_with_near_names() -> None:
     with pytest.raises(RequestError, match="did you mean 'device'") as caught:
         EngineConfig.from_mapping({"devise": "cpu"})
     assert caught.value.fields == ("devise",)
+
+
+def test_an_unknown_keyword_is_the_same_error_with_all_the_others() -> None:
+    with pytest.raises(RequestError, match="did you mean 'device'") as caught:
+        EngineConfig(devise="cpu", dtype="fp32")  # type: ignore[call-arg]
+    assert caught.value.fields == ("devise", "dtype")
+    with pytest.raises(RequestError, match="did you mean 'num_inference_steps'"):
+        GenerateRequest("a ball", inference_steps=3)  # type: ignore[call-arg]
+    with pytest.raises(RequestError, match="did you mean 'prompt'"):
+        GenerateRequest(promt="a ball")  # type: ignore[call-arg]
+    with pytest.raises(TypeError):
+        GenerateRequest()  # type: ignore[call-arg]
 
 
 def test_every_bad_value_is_reported_at_once() -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +15,7 @@ from hypothesis import strategies as st
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from glimt import memory, profile
+from glimt import env, memory, profile
 from glimt.config import EngineConfig
 from glimt.errors import MemoryBudgetError, RequestError
 from glimt.models.wan.config import WanTransformerConfig, WanVaeConfig
@@ -131,7 +134,8 @@ def test_two_experts_and_their_scales() -> None:
 def test_more_variants_take_more_time_and_no_more_memory() -> None:
     made = planner()
     one, two = made.plan(REQUEST), made.plan(GenerateRequest(**{**REQUEST.to_dict(), "num_videos_per_prompt": 2}))
-    assert two.stage("denoise").flops == 2 * one.stage("denoise").flops
+    contexts = 2 * one.stage("denoise").flops - two.stage("denoise").flops  # once, whatever the number of variants
+    assert contexts == 2 * profile.context_flops(made.transformer, 5)
     assert two.stage("text").flops == one.stage("text").flops and two.peak_bytes == one.peak_bytes
 
 
@@ -176,11 +180,64 @@ def test_what_would_fit_does_fit(frames: int, rows: int, columns: int, limit: in
 def test_no_room_for_the_weights_says_so() -> None:
     plan = planner(memory_budget_bytes=1000).plan(REQUEST)
     assert not plan.fits and plan.would_fit == ()
-    with pytest.raises(MemoryBudgetError, match="the weights of"):
+    with pytest.raises(MemoryBudgetError, match="No size fits: the smallest clip needs") as caught:
         plan.require_fit()
+    enough = int(re.findall(r"(\d+) MB; raise", str(caught.value))[0]) * 10**6
+    least = GenerateRequest("x", height=16, width=16, num_frames=1)
+    assert planner(memory_budget_bytes=enough).plan(least).fits
+    assert not planner(memory_budget_bytes=enough - 10**6).plan(least).fits
+
+
+def test_fewer_frames_and_a_smaller_size_together_where_neither_is_enough() -> None:
+    clip = PixelGrid(81, 1024, 1536)
+
+    def peak(grid: PixelGrid) -> int:
+        return grid.frames * 10**6 + 10 * grid.height * grid.width
+
+    (advice,) = memory.what_would_fit(peak, clip, 4, (16, 16), 10**7)
+    size, frames = advice.split(" with num_frames=")
+    width, height = map(int, size.split("x"))
+    assert 10**6 < peak(PixelGrid(int(frames), height, width)) <= 10**7
+
+
+def test_previews_count_the_autoencoder_beside_the_transformer() -> None:
+    whole = planner().plan(REQUEST)
+    made = planner(memory_budget_bytes=whole.peak_bytes - 1)
+    plain, shown = (made.plan(replace(REQUEST, preview_every=n)) for n in (0, 2))
+    more = shown.stage("denoise").peak_bytes - plain.stage("denoise").peak_bytes
+    assert plain.staged and more > plain.weights_bytes["vae"]
+
+
+def test_contexts_of_two_experts_are_kept_together_only_where_there_is_room() -> None:
+    request = GenerateRequest("x", height=32, width=48, num_frames=9, num_inference_steps=10, num_videos_per_prompt=3)
+    roomy = planner("t2v-a14b").plan(request)
+    tight = planner("t2v-a14b", memory_budget_bytes=roomy.peak_bytes - 1).plan(request)
+    assert tight.staged and not roomy.staged
+    assert tight.stage("denoise").flops > roomy.stage("denoise").flops
 
 
 def test_the_budget_is_what_was_configured_or_what_is_free() -> None:
     assert memory.budget(123, "cpu") == memory.Budget(123, "configured")
     free = memory.budget(None, "cpu")
     assert free.limit_bytes > 0 and memory.budget(None, "cpu", 10**15).limit_bytes > 10**15
+
+
+def test_no_free_memory_is_not_all_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "available_memory_bytes", lambda: 0)
+    assert memory.budget(None, "cpu").limit_bytes == 0
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_control_groups_bound_memory_and_file_pages_count_as_free(tmp_path: Path, version: int) -> None:
+    root, names = (tmp_path, env._V2) if version == 2 else (tmp_path / "memory", env._V1)
+    _, limit, used, droppable = names
+    for folder, most, now, files in (("a/b", "max", 50, 0), ("a", "1000", 900, 300), (".", "5000", 1000, 0)):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        (root / folder / limit).write_text(f"{most}\n")
+        (root / folder / used).write_text(f"{now}\n")
+        (root / folder / "memory.stat").write_text(f"anon 5\n{droppable} {files}\n")
+    own = tmp_path / "own"
+    own.write_text("0::/a/b\n" if version == 2 else "7:cpu:/\n4:memory:/a/b\n0::/\n")
+    groups = env._memory_groups(tmp_path, own)
+    assert groups == [env._Group(1000, 600), env._Group(5000, 1000)]
+    assert env._memory_groups(tmp_path, tmp_path / "absent") == []

@@ -7,8 +7,6 @@ cut in silence: :class:`TokenizedPrompt` says how many tokens were dropped and w
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,36 +111,17 @@ class EncodedPrompt:
 
 
 class TextEncoder:
-    """Prompts to embeddings, with the last ``cache_size`` prompts remembered (unpadded). Safe to call from threads."""
+    """Prompts to embeddings. Safe to call from threads."""
 
-    def __init__(self, model: Umt5Encoder, tokenizer: PromptTokenizer, cache_size: int = 64) -> None:
+    def __init__(self, model: Umt5Encoder, tokenizer: PromptTokenizer) -> None:
         self.model = model
         self.tokenizer = tokenizer
-        self._cache_size = cache_size
-        self._cache: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()
-        self._lock = threading.Lock()
 
     @torch.no_grad()
     def encode(self, prompt: str) -> EncodedPrompt:
         """Embeddings of ``prompt`` (which may be empty), in the model's dtype and on its device."""
         tokens = self.tokenizer(prompt)
-        rows = self._remembered(tokens.ids)
-        if rows is None:
-            ids = torch.tensor([tokens.ids], device=self.model.shared.weight.device)
-            rows = self._remember(tokens.ids, self.model(ids)[0])
+        rows = self.model(torch.tensor([tokens.ids], device=self.model.shared.weight.device))[0]
         embeds = rows.new_zeros(1, self.tokenizer.max_tokens, rows.shape[1])
         embeds[0, : len(rows)] = rows
         return EncodedPrompt(tokens, embeds)
-
-    def _remembered(self, ids: tuple[int, ...]) -> Tensor | None:
-        with self._lock:
-            if ids in self._cache:
-                self._cache.move_to_end(ids)
-            return self._cache.get(ids)
-
-    def _remember(self, ids: tuple[int, ...], rows: Tensor) -> Tensor:
-        with self._lock:
-            self._cache[ids] = rows
-            while len(self._cache) > self._cache_size:
-                self._cache.popitem(last=False)
-        return rows

@@ -185,15 +185,15 @@ def make_card(
     )
 
 
-_PIPELINES = ("WanPipeline", "WanImageToVideoPipeline")
+PIPELINES = ("WanPipeline", "WanImageToVideoPipeline")
 
 
 def _mismatches(pipeline: Mapping[str, Any], transformer: WanTransformerConfig, vae: WanVaeConfig) -> list[str]:
     problems = []
     name = pipeline.get("_class_name")
-    if name is not None and name not in _PIPELINES:
-        near = did_you_mean(str(name), _PIPELINES)
-        problems.append(f"model_index.json names the pipeline {name!r}; glimt runs {' and '.join(_PIPELINES)}{near}")
+    if name is not None and name not in PIPELINES:
+        near = did_you_mean(str(name), PIPELINES)
+        problems.append(f"model_index.json names the pipeline {name!r}; glimt runs {' and '.join(PIPELINES)}{near}")
     if transformer.out_channels != vae.z_dim:
         problems.append(f"the transformer gives {transformer.out_channels} channels, the VAE takes {vae.z_dim}")
     boundary = pipeline.get("boundary_ratio")

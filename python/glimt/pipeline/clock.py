@@ -40,12 +40,14 @@ class Clock:
     @contextmanager
     def timing(self, stage: str) -> Iterator[None]:
         """Count what happens inside as this stage's."""
-        start = time.perf_counter()
+        start, high = time.perf_counter(), _high_water_bytes(self._plan.device)
         try:
             yield
         finally:
             self._seconds[stage] += time.perf_counter() - start
-            self._peaks[stage] = max(self._peaks[stage], _memory_bytes(self._plan.device))
+            raised = _high_water_bytes(self._plan.device)
+            seen = raised if raised > high else _memory_bytes(self._plan.device)
+            self._peaks[stage] = max(self._peaks[stage], seen)
 
     def timed(self, stage: str, items: Generator[T, None, R]) -> Generator[T, None, R]:
         """The same items, each one's making counted as this stage's; closing this closes them."""
@@ -77,6 +79,15 @@ class Clock:
             fallbacks=self._plan.fallbacks,
             notes=tuple(self._notes),
         )
+
+
+def _high_water_bytes(device: str) -> int:
+    """The most memory there has been in use since the process began."""
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.max_memory_allocated(device)
+    return peak_rss_bytes()
 
 
 def _memory_bytes(device: str) -> int:

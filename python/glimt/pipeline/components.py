@@ -126,7 +126,7 @@ class Components:
 
     def _load_text_encoder(self) -> TextEncoder:
         tokenizer = PromptTokenizer(self._folder.component("tokenizer").path, TEXT_TOKENS)
-        return TextEncoder(cast(Umt5Encoder, self._load("text_encoder")), tokenizer, cache_size=1)
+        return TextEncoder(cast(Umt5Encoder, self._load("text_encoder")), tokenizer)
 
     def _load_image_encoder(self) -> ImageEncoder:
         processor = load_processor(self._folder.component("image_processor").path)

@@ -9,20 +9,18 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from glimt.models.wan.transformer import WanTransformer
 from glimt.models.wan.vae import WanVae
 from glimt.pipeline.clock import Clock
 from glimt.pipeline.condition import Condition, Picture, known_channels, known_first_frame, load_pictures, to_pixels
 from glimt.pipeline.decode import decode, decode_stills
-from glimt.pipeline.denoise import Prompts, Velocity, denoise
+from glimt.pipeline.denoise import EXPERTS, Prompts, Transformers, Velocity, denoise
 from glimt.pipeline.events import Event, Frames
 from glimt.plan import GenerationPlan
+from glimt_kernels import references_only
 
 
-class Models(Protocol):
+class Models(Transformers, Protocol):
     """The networks of a run, wherever they come from. Calls may load what they name."""
-
-    def transformer(self, expert: int) -> WanTransformer: ...
 
     def vae(self) -> WanVae: ...
 
@@ -32,9 +30,6 @@ class Models(Protocol):
     def embed_pictures(self, pictures: list[Picture]) -> Tensor | None:
         """CLIP tokens [len(pictures), Li, image_dim], or ``None`` where the transformer takes none."""
 
-    def release(self, *names: str) -> None:
-        """These components are not needed for a while."""
-
 
 def run(models: Models, plan: GenerationPlan, keep: list[Tensor] | None = None) -> Generator[Event, None, None]:
     """Run a plan: stage events, a step state per step, frame chunks as they are decoded, and last a report.
@@ -42,6 +37,20 @@ def run(models: Models, plan: GenerationPlan, keep: list[Tensor] | None = None) 
     Args:
         keep: gathers the finished latents of each variant, where a list is given.
     """
+    events = _events(models, plan, keep)
+    try:
+        while True:
+            with references_only(plan.exact):  # never across a yield: the consumer's own work is none of it
+                event = next(events, None)
+            if event is None:
+                return
+            yield event
+            del event
+    finally:
+        events.close()
+
+
+def _events(models: Models, plan: GenerationPlan, keep: list[Tensor] | None) -> Generator[Event, None, None]:
     clock, asked = Clock(plan), plan.request
     yield clock.begin("text")
     with clock.timing("text"):
@@ -58,14 +67,14 @@ def run(models: Models, plan: GenerationPlan, keep: list[Tensor] | None = None) 
     velocity = Velocity(models, plan, Prompts(texts, image), condition)
     for variant in range(asked.num_videos_per_prompt):
         yield clock.begin("denoise", variant)
-        stills = partial(_stills, models)
+        stills = partial(_stills, models, plan)
         latents = yield from clock.timed("denoise", denoise(velocity, plan, condition, variant, stills))
         yield clock.end("denoise", variant)
         if keep is not None:
             keep.append(latents)
         if plan.staged:
             velocity.forget()
-            models.release("transformer", "transformer_2")
+            models.release(*EXPERTS)
         yield clock.begin("decode", variant)
         yield from clock.timed("decode", decode(models.vae(), latents, plan, variant))
         _let_go(models, plan, "vae")
@@ -87,8 +96,9 @@ def _look(models: Models, plan: GenerationPlan) -> tuple[Condition, Tensor | Non
     return condition, models.embed_pictures(pictures)
 
 
-def _stills(models: Models, x0: Tensor) -> Frames:
-    return decode_stills(models.vae(), x0)
+def _stills(models: Models, plan: GenerationPlan, x0: Tensor) -> Frames:
+    with references_only(plan.exact):
+        return decode_stills(models.vae(), x0)
 
 
 def _let_go(models: Models, plan: GenerationPlan, *names: str) -> None:

@@ -1,9 +1,13 @@
-"""From a request and a checkpoint's configs to a plan. Reads no weights, runs no network."""
+"""From a request and a checkpoint's configs to a plan. Reads no weights, runs no network.
+
+The estimates of seconds rest on a few matrix products that are run and timed once per process
+(:func:`glimt.profile.machine_rate`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +15,7 @@ from glimt import memory, profile
 from glimt.config import EngineConfig
 from glimt.errors import RequestError
 from glimt.models.wan.config import WanTransformerConfig, WanVaeConfig
-from glimt.models.zoo import ModelCard, make_card
+from glimt.models.zoo import ModelCard
 from glimt.plan.value import GenerationPlan, OpChoice, StagePlan
 from glimt.request import GenerateRequest, ResolvedRequest
 from glimt.sampling import schedule as schedules
@@ -20,6 +24,7 @@ from glimt.shapes import PixelGrid
 
 if TYPE_CHECKING:
     from glimt.weights.folder import CheckpointFolder
+    from glimt_kernels import Case
 
 # Implementations that are made for each kind of device.
 _IMPLS = {"cpu": ("native",), "cuda": ("cuda", "triton")}
@@ -58,18 +63,6 @@ def resolve_dtype(dtype: str, device: str) -> str:
     return "bfloat16" if device.startswith("cuda") else "float32"
 
 
-def _card(folder: CheckpointFolder) -> ModelCard:
-    spec = schedules.from_scheduler_config(folder.scheduler_config)
-    return make_card(
-        folder.name,
-        {"_class_name": folder.pipeline, **folder.settings},
-        WanTransformerConfig.from_dict(folder.component("transformer").config),
-        WanVaeConfig.from_dict(folder.component("vae").config),
-        shift=spec.shift,
-        solver=spec.solver,
-    )
-
-
 @dataclass(frozen=True)
 class Planner:
     """Plans requests for one checkpoint under one configuration; immutable."""
@@ -89,7 +82,7 @@ class Planner:
             RequestError: a device that is not there.
         """
         device = resolve_device(config.device)
-        return cls(folder, _card(folder), config, device, resolve_dtype(config.dtype, device))
+        return cls(folder, folder.card(), config, device, resolve_dtype(config.dtype, device))
 
     @cached_property
     def transformer(self) -> WanTransformerConfig:
@@ -116,14 +109,15 @@ class Planner:
 
     @cached_property
     def ops(self) -> tuple[OpChoice, ...]:
-        """The implementation of each op on this device in this dtype. Raises RequestError under ``strict`` if a better
-        one than the one chosen is passed over."""
+        """The implementation of each op that a run calls on this device in this dtype. Raises RequestError under
+        ``strict`` if a better one than the one chosen is passed over."""
         import torch
 
-        import glimt_kernels
+        from glimt_kernels import Case, references_only
 
-        case = glimt_kernels.Case(self.device.partition(":")[0], getattr(torch, self.dtype))
-        choices = _choices(glimt_kernels.inventory(case), case.device)
+        case = Case(self.device.partition(":")[0], getattr(torch, self.dtype))
+        with references_only(self.config.quality == "exact"):
+            choices = _choices(case)
         passed_over = [line for choice in choices for line in choice.passed_over]
         if self.config.strict and passed_over:
             raise RequestError(*(f"strict: {line}" for line in passed_over))
@@ -181,6 +175,7 @@ class Planner:
             staged=staged,
             budget=budget,
             would_fit=work.would_fit(stages, budget.limit_bytes),
+            least_bytes=work.least_bytes(),
             decode_chunk=memory.decode_chunk(self.vae, asked.latent_grid(self.card)),
             known_frames=self.card.expand_timesteps,
             notes=_notes(asked),
@@ -213,22 +208,27 @@ class _Work:
         return 2 if self.asked.guided else 1
 
     @property
+    def experts(self) -> int:
+        return len({step.expert for step in self.guidance})
+
+    @property
     def text_tokens(self) -> int:
+        if self.planner.config.quality == "exact":  # padding is not folded away
+            return self.planner.card.text_tokens
         longest = max(len(self.asked.prompt), len(self.asked.negative_prompt) if self.asked.guided else 0)
         return min(self.planner.card.text_tokens, 2 + longest // _CHARS_PER_TOKEN)
 
-    def flops(self) -> dict[str, int]:
+    def flops(self, staged: bool) -> dict[str, int]:
         planner, asked, tokens = self.planner, self.asked, self.text_tokens
         latents, grid = asked.latent_grid(planner.card), asked.token_grid(planner.card)
         count = asked.num_videos_per_prompt
         forward = profile.transformer_flops(planner.transformer, grid, tokens)
         forwards = sum(1 if step.scale is None else 2 for step in self.guidance)
-        experts = len({step.expert for step in self.guidance})
-        contexts = experts * self.prompts * profile.context_flops(planner.transformer, tokens)
+        contexts = self.experts * self.prompts * profile.context_flops(planner.transformer, tokens)
         found = {"text": self.prompts * profile.text_encoder_flops(planner.text_encoder, tokens)}
         if asked.image is not None:
             found["image"] = profile.vae_encode_flops(planner.vae, self._encoded(asked.pixel_grid()))
-        found["denoise"] = count * (forwards * forward + contexts)
+        found["denoise"] = count * forwards * forward + (count if staged else 1) * contexts
         found["decode"] = count * profile.vae_decode_flops(planner.vae, latents)
         return found
 
@@ -236,7 +236,7 @@ class _Work:
         """The clip that is encoded as a condition: one frame, or all of it."""
         return PixelGrid(1, clip.height, clip.width) if self.planner.card.expand_timesteps else clip
 
-    def activations(self, clip: PixelGrid) -> dict[str, int]:
+    def activations(self, clip: PixelGrid, *, staged: bool) -> dict[str, int]:
         planner, item = self.planner, _ITEM_BYTES[self.planner.dtype]
         card = planner.card
         latents = clip.latents(card.z_dim, card.scale_factor_temporal, card.scale_factor_spatial)
@@ -244,9 +244,12 @@ class _Work:
         found = {"text": memory.text_bytes(planner.text_encoder, card.text_tokens, item)}
         if self.asked.image is not None:
             found["image"] = memory.encode_bytes(planner.vae, clip, item)
+        networks = 1 if staged else self.experts
         found["denoise"] = memory.denoise_bytes(
-            planner.transformer, latents, tokens, card.text_tokens, self.prompts, item
+            planner.transformer, latents, tokens, card.text_tokens, self.prompts, item, networks
         )
+        if self.asked.preview_every:
+            found["denoise"] += memory.stills_bytes(planner.vae, latents, item)
         found["decode"] = memory.decode_bytes(planner.vae, latents, memory.decode_chunk(planner.vae, latents), item)
         return found
 
@@ -254,11 +257,11 @@ class _Work:
         """Bytes of each stage: all weights, or only its own, and its activations."""
         weights = self.planner.weights_bytes
         found = {}
-        for name, size in self.activations(clip).items():
+        for name, size in self.activations(clip, staged=staged).items():
             own = [weights.get(part, 0) for part in _STAGE_WEIGHTS[name]]
-            # Two experts are never needed at once, so a staged run holds the larger.
-            held = (max(own) if name == "denoise" else sum(own)) if staged else sum(weights.values())
-            found[name] = held + size
+            if name == "denoise":  # two experts are never needed at once, so a staged run holds the larger
+                own = [max(own), weights["vae"] if self.asked.preview_every else 0]
+            found[name] = sum(own if staged else weights.values()) + size
         return found
 
     def stages(self, staged: bool) -> tuple[tuple[StagePlan, ...], str]:
@@ -266,37 +269,58 @@ class _Work:
         peaks = self.peaks(self.asked.pixel_grid(), staged=staged)
         stages = tuple(
             StagePlan(name, flops, profile.estimated_seconds(name, flops, rate), peaks[name])
-            for name, flops in self.flops().items()
+            for name, flops in self.flops(staged).items()
         )
         return stages, f"estimated from {rate.flops_per_s / 1e9:.0f} GFLOP/s measured ({rate.source})"
 
     def would_fit(self, stages: tuple[StagePlan, ...], limit_bytes: int) -> tuple[str, ...]:
         if max(stage.peak_bytes for stage in stages) <= limit_bytes:
             return ()
-        card = self.planner.card
-        multiple = (card.scale_factor_spatial * card.patch[1], card.scale_factor_spatial * card.patch[2])
+        clip, card = self.asked.pixel_grid(), self.planner.card
+        found = memory.what_would_fit(self._least, clip, card.scale_factor_temporal, card.size_multiple, limit_bytes)
+        return tuple(found)
 
-        def peak(clip: PixelGrid) -> int:
-            return max(self.peaks(clip, staged=True).values())
+    def least_bytes(self) -> int:
+        """What the smallest clip needs."""
+        return self._least(memory.smallest(self.planner.card.size_multiple))
 
-        clip = self.asked.pixel_grid()
-        return tuple(memory.what_would_fit(peak, clip, card.scale_factor_temporal, multiple, limit_bytes))
+    def _least(self, clip: PixelGrid) -> int:
+        return max(self.peaks(clip, staged=True).values())
 
 
-def _choices(inventory: list[dict[str, Any]], device: str) -> tuple[OpChoice, ...]:
-    """From the inventory's rows, best candidate first: what is chosen, and what stands before it that cannot run.
+def _choices(case: Case) -> tuple[OpChoice, ...]:
+    """What runs each op that the networks call for ``case``, as they say themselves."""
+    import torch
+
+    from glimt.models.linear import library
+    from glimt.models.wan import transformer, vae_ops
+    from glimt_kernels import inventory, wants_references
+
+    name, reasons = library(case)
+    choices = [
+        OpChoice(op, name, tuple(f"{op}: onednn cannot run here: {reason}" for reason in reasons))
+        for op in ("linear", "convolution")
+    ]
+    wanted = dict.fromkeys((*transformer.kernels_used(case), *vae_ops.kernels_used(case)), case)
+    wanted["frames_to_uint8"] = case._replace(dtype=torch.float32)  # pixels are float32 whatever made them
+    for op, its_case in wanted.items():
+        choice = _choice([row for row in inventory(its_case) if row["op"] == op], case.device)
+        choices.append(replace(choice, passed_over=()) if wants_references() else choice)
+    return tuple(choices)
+
+
+def _choice(rows: list[dict[str, Any]], device: str) -> OpChoice:
+    """From an op's rows of the inventory, best first: what is chosen, and what stands before it that cannot run.
 
     An implementation for another kind of device is not passed over: it was never meant for this one.
     """
-    passed: dict[str, list[str]] = {}
-    choices = []
-    for row in inventory:
-        op = str(row["op"])
-        if row["chosen"]:
-            choices.append(OpChoice(op, str(row["impl"]), tuple(passed.get(op, ()))))
-        elif row["impl"] in _IMPLS[device] and row["reasons"] and all(choice.op != op for choice in choices):
-            passed.setdefault(op, []).append(f"{op}: {row['impl']} cannot run here: {'; '.join(row['reasons'])}")
-    return tuple(choices)
+    op, chosen = rows[0]["op"], next(i for i, row in enumerate(rows) if row["chosen"])
+    passed = tuple(
+        f"{op}: {row['impl']} cannot run here: {'; '.join(row['reasons'])}"
+        for row in rows[:chosen]
+        if row["impl"] in _IMPLS[device] and row["reasons"]
+    )
+    return OpChoice(op, rows[chosen]["impl"], passed)
 
 
 def _notes(asked: ResolvedRequest) -> tuple[str, ...]:

@@ -60,6 +60,7 @@ class GenerationPlan:
         weights_bytes: of each component. ``staged``: components are let go of when their stage is over, because
             they do not fit together.
         budget: how much memory there is. ``would_fit``: smaller requests that fit, when this one does not.
+            ``least_bytes``: estimated need of the smallest clip.
         decode_chunk: latent frames decoded at a time.
         known_frames: images stand in for latent frames, with a timestep of their own (Wan 2.2 TI2V).
         notes: what has no effect, and the like.
@@ -85,6 +86,7 @@ class GenerationPlan:
     staged: bool
     budget: Budget
     would_fit: tuple[str, ...]
+    least_bytes: int
     decode_chunk: int
     known_frames: bool = False
     notes: tuple[str, ...] = ()
@@ -144,8 +146,8 @@ class GenerationPlan:
     def _advice(self) -> str:
         if self.would_fit:
             return f"These would fit: {'; '.join(self.would_fit)}."
-        largest = max(self.weights_bytes, key=lambda name: self.weights_bytes[name])
-        return f"No size fits: the weights of {largest} alone are {_size(self.weights_bytes[largest])}."
+        megabytes = -(-self.least_bytes // 1_000_000)
+        return f"No size fits: the smallest clip needs {megabytes} MB; raise the budget to that at least."
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; what :func:`str` shows and the whole schedule."""
@@ -181,6 +183,7 @@ class GenerationPlan:
             "budget_source": self.budget.source,
             "fits": self.fits,
             "would_fit": list(self.would_fit),
+            "least_bytes": self.least_bytes,
             "decode_chunk": self.decode_chunk,
             "notes": list(self.notes),
         }

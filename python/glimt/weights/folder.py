@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from glimt.errors import CheckpointError
 from glimt.models.wan.config import WanTransformerConfig, WanVaeConfig
+from glimt.models.zoo import PIPELINES, ModelCard, make_card
 from glimt.suggest import did_you_mean
 from glimt.weights import digest
 from glimt.weights.header import TensorEntry, read_headers, read_json, shorten, weight_files
@@ -24,10 +25,6 @@ from glimt.weights.header import TensorEntry, read_headers, read_json, shorten, 
 if TYPE_CHECKING:
     import torch
     from torch import nn
-
-    from glimt.models.zoo import ModelCard
-
-PIPELINES = ("WanPipeline", "WanImageToVideoPipeline")
 
 
 def _check_scheduler(config: Mapping[str, Any]) -> object:
@@ -173,7 +170,6 @@ class CheckpointFolder:
 
     def card(self) -> ModelCard:
         """What kind of model this is and its defaults."""
-        from glimt.models.zoo import make_card
         from glimt.sampling.schedule import from_scheduler_config
 
         spec = from_scheduler_config(self.scheduler_config)
