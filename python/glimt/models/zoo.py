@@ -87,7 +87,7 @@ class ModelCard:
 _480P = (480, 832, 81, 16.0)
 _720P = (720, 1280, 81, 16.0)
 
-# Sources: the model cards on the Hub, Wan's `generate.py` and config modules, FastVideo's and TurboDiffusion's scripts.
+# Sources: the model cards on the Hub, Wan's `generate.py` and config modules, FastVideo's scripts.
 KNOWN: dict[str, Defaults] = {
     BUNDLED: Defaults(96, 96, 33, 8.0, 20, 3.0),
     "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": Defaults(*_480P, 50, 5.0, shift=3.0),
@@ -100,8 +100,6 @@ KNOWN: dict[str, Defaults] = {
     "Wan-AI/Wan2.2-TI2V-5B-Diffusers": Defaults(704, 1280, 121, 24.0, 50, 5.0, shift=5.0),
     "FastVideo/FastWan2.1-T2V-1.3B-Diffusers": Defaults(448, 832, 61, 16.0, 3, 1.0, shift=8.0, solver="dmd"),
     "FastVideo/FastWan2.2-TI2V-5B-FullAttn-Diffusers": Defaults(704, 1280, 121, 24.0, 3, 1.0, shift=8.0, solver="dmd"),
-    "TurboDiffusion/TurboWan2.1-T2V-1.3B-480P": Defaults(*_480P, 4, 1.0, solver="rcm"),
-    "TurboDiffusion/TurboWan2.1-T2V-14B-720P": Defaults(*_720P, 4, 1.0, solver="rcm"),
 }
 
 FALLBACK: dict[str, Defaults] = {
