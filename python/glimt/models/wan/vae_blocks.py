@@ -55,9 +55,7 @@ class CausalConv3d(nn.Conv3d):
         super().__init__(in_channels, out_channels, kernel, padding=(0, *space))
         self.history = kernel[0] - 1
 
-    def forward(
-        self, x: Tensor, cache: CausalCache | None = None, plus: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, cache: CausalCache | None = None, plus: Tensor | None = None) -> Tensor:
         """The convolution of ``x``, and ``plus`` added to it."""
         if self.history:
             x = vae_ops.prepend(x, None if cache is None else cache.get(self), self.history)
