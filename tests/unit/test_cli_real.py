@@ -27,7 +27,7 @@ def glimt(tmp_path, monkeypatch, capsys):
     model = str(tiny.folder("ti2v"))
 
     def run(*words: str) -> tuple[int, dict]:
-        code = main([*words, "--model", model, "--json"])
+        code = main([words[0], "--model", model, *words[1:], "--json"])
         return code, json.loads(capsys.readouterr().out)
 
     return run
@@ -91,6 +91,12 @@ def test_a_photograph_stands_upright(tmp_path):
     request = GenerateRequest("a ball", image=tmp_path / "a.png")
     (found,) = load_pictures(request)  # type: ignore[arg-type]
     assert np.array_equal(found, np.rot90(picture, -1))
+
+
+def test_switches_are_named_as_they_are_typed(glimt, tmp_path):
+    (tmp_path / "weights.pt").write_bytes(b"\x80\x04")
+    (problem,) = glimt("plan", "a ball", "--model", "weights.pt")[1]["error"]["problems"]
+    assert "--allow-pickle" in problem and "allow_pickle" not in problem
 
 
 def test_rules_of_request_schedule_and_positions_are_told_together(glimt):

@@ -111,7 +111,9 @@ _OPTIONS = {
 
 
 def _in_options(problem: str) -> str:
-    """A problem of a request's field in the words of the command line: ``num_frames: ...`` is ``--frames: ...``."""
+    """A problem in the words of the command line: ``num_frames: ...`` is ``--frames: ...``, and so are switches."""
+    for switch in ("allow_pickle", "offline", "strict"):
+        problem = problem.replace(f"{switch}=True", f"--{switch.replace('_', '-')}")
     field, colon, rest = problem.partition(":")
     return f"{_OPTIONS[field]}{colon}{rest}" if colon and field in _OPTIONS else problem
 
