@@ -92,21 +92,7 @@ def test_every_tensor_of_a_wan_22_vae_has_an_official_name() -> None:
     assert {keymap.vae_from_official(name) for name in official} == names
 
 
-def test_every_tensor_of_the_text_encoder_has_an_official_name() -> None:
-    names = set(tiny.text_encoder().state_dict()) - {"encoder.embed_tokens.weight"}
-    inner = {ours: official for official, ours in keymap.UMT5_BLOCK.items()}
-    top = {ours: official for official, ours in keymap.UMT5.items()}
-    official = set()
-    for name in names:
-        path = name.removesuffix(".weight")
-        parts = path.split(".")
-        is_block = path.startswith("encoder.block.")
-        official.add(f"blocks.{parts[2]}.{inner['.'.join(parts[4:])]}.weight" if is_block else f"{top[path]}.weight")
-    assert {keymap.umt5_from_official(name) for name in official} == names
-
-
 @pytest.mark.parametrize("name", ["", "blocks.0", "blocks.x.norm3.weight", "vace_blocks.0.norm3.weight", "blocks.0.no"])
 def test_unknown_names_have_none(name: str) -> None:
     assert keymap.from_official(name) is None
     assert keymap.vae_from_official(name) is None
-    assert keymap.umt5_from_official(name) is None

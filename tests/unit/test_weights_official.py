@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,32 @@ def test_shards_folders_and_pickles_of_official_files(tmp_path: Path, base: Chec
     folder = read_official(tmp_path / "wan.pth", base, allow_pickle=True)
     loaded = folder.load_component("transformer", allow_pickle=True).state_dict()
     assert all(torch.equal(loaded[name], oracle[name]) for name in oracle)
+
+
+def official_vae_name(name: str) -> str:
+    """A Wan 2.1 VAE's tensor of one residual block a level, as its official file names it."""
+    name = re.sub(r"up_blocks\.(\d)\.resnets\.(\d)", lambda m: f"upsamples.{3 * int(m[1]) + int(m[2])}", name)
+    name = re.sub(r"up_blocks\.(\d)\.upsamplers\.0", lambda m: f"upsamples.{3 * int(m[1]) + 2}", name)
+    name = re.sub(r"mid_block\.resnets\.(\d)", lambda m: f"middle.{2 * int(m[1])}", name)
+    name = name.replace("mid_block.attentions.0", "middle.1").replace("down_blocks", "downsamples")
+    if "samples." in name or re.search(r"middle\.[02]", name):
+        for ours, official in (("norm1", "0"), ("conv1", "2"), ("norm2", "3"), ("conv2", "6")):
+            name = name.replace(f".{ours}.", f".residual.{official}.")
+        return name.replace("conv_shortcut", "shortcut")
+    name = name.replace("post_quant_conv", "conv2").replace("quant_conv", "conv1").replace("conv_in", "conv1")
+    return name.replace("norm_out", "head.0").replace("conv_out", "head.2")
+
+
+def test_the_vae_of_an_official_folder_is_its_own(tmp_path: Path, base: CheckpointFolder) -> None:
+    write(tmp_path, official_state(), name="diffusion_pytorch_model.safetensors")
+    oracle = {name: tensor + 1 for name, tensor in tiny.vae().state_dict().items()}
+    write(tmp_path, {official_vae_name(k): t for k, t in oracle.items()}, name="Wan2.1_VAE.safetensors")
+    loaded = read_official(tmp_path, base).load_component("vae").state_dict()
+    assert set(loaded) == set(oracle)
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in oracle.items())
+    write(tmp_path, {}, name="another_vae.safetensors")
+    with pytest.raises(CheckpointError, match="several VAEs"):
+        read_official(tmp_path, base)
 
 
 def test_two_experts_are_the_two_transformers(tmp_path: Path, base: CheckpointFolder) -> None:

@@ -1,7 +1,7 @@
 """Transformers outside a Diffusers folder: single files and shards in the official Wan key layout, or Diffusers-keyed.
 
-The layout is told from the tensors' names, the configuration from their shapes. Such files hold a transformer and
-nothing else: text encoder, VAE, tokenizer and scheduler come from a Diffusers folder, the ``base``.
+The layout is told from the tensors' names, the configuration from their shapes. Text encoder, tokenizer and scheduler
+come from a Diffusers folder, the ``base``, and so does the VAE unless an official folder has its own as safetensors.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 from glimt.errors import CheckpointError
 from glimt.models.wan.config import WanTransformerConfig
-from glimt.models.wan.keymap import from_official
+from glimt.models.wan.keymap import from_official, vae_from_official
 from glimt.weights.folder import CheckpointFolder, Component
 from glimt.weights.header import TensorEntry, other_format, read_headers, read_json, shorten, weight_files
 
@@ -90,7 +90,21 @@ def read_official(path: Path, base: CheckpointFolder | None = None, *, allow_pic
     if base is None:
         raise CheckpointError(f"{path}: holds only {_describe(components)}; {_base_advice(components[0])}")
     _check_base(path, components, base)
+    components += _official_vae(path, base)
     return CheckpointFolder(path.name, path, base.pipeline, base.settings, base.components).with_components(components)
+
+
+def _official_vae(path: Path, base: CheckpointFolder) -> list[Component]:
+    """The VAE in an official folder (``Wan2.1_VAE.safetensors``), of the shape of the base's; nothing without one."""
+    files = sorted(file for file in path.glob("*.safetensors") if "vae" in file.name.lower())
+    if not files:
+        return []
+    if len(files) > 1:
+        raise CheckpointError(f"{path}: has several VAEs, {', '.join(file.name for file in files)}; keep one of them")
+    config, entries = base.component("vae").config, read_headers(tuple(files))
+    renames = {name: vae_from_official(name, config.get("num_res_blocks", 2)) for name in entries}
+    changed = {name: ours for name, ours in renames.items() if ours not in (None, name)}
+    return [Component("vae", "AutoencoderKLWan", files[0], config, tuple(files), entries, MappingProxyType(changed))]
 
 
 def transformer_component(path: Path, name: str = "transformer", *, allow_pickle: bool = False) -> Component:

@@ -1,9 +1,8 @@
 """Names of tensors in the official Wan files and in Diffusers' (which are ours), as data.
 
-Official files hold a transformer (``diffusion_pytorch_model*.safetensors``), a VAE (``Wan2.1_VAE.pth``, ``Wan2.2_VAE``)
-or a UMT5 encoder (``models_t5_umt5-xxl-enc-bf16.pth``). Tables map the path of a module; what follows it (``weight``,
-``bias``, ``gamma``) is the same on both sides. Each function gives our name of an official one, ``None`` for a name
-that it does not know.
+Official files hold a transformer (``diffusion_pytorch_model*.safetensors``) or a VAE (``Wan2.1_VAE``, ``Wan2.2_VAE``).
+Tables map the path of a module; what follows it (``weight``, ``bias``, ``gamma``) is the same on both sides. Each
+function gives our name of an official one, ``None`` for a name that it does not know.
 """
 
 from __future__ import annotations
@@ -70,19 +69,6 @@ VAE_RESIDUAL: Mapping[str, str] = {
 }
 VAE_RESAMPLE: Mapping[str, str] = {"resample.1": "resample.1", "time_conv": "time_conv"}
 
-UMT5: Mapping[str, str] = {"token_embedding": "shared", "norm": "encoder.final_layer_norm"}
-
-# Within `blocks.<n>.` of the official encoder and `encoder.block.<n>.layer.` of ours.
-UMT5_BLOCK: Mapping[str, str] = {
-    "norm1": "0.layer_norm",
-    **{f"attn.{name}": f"0.SelfAttention.{name}" for name in "qkvo"},
-    "pos_embedding.embedding": "0.SelfAttention.relative_attention_bias",
-    "norm2": "1.layer_norm",
-    "ffn.gate.0": "1.DenseReluDense.wi_0",
-    "ffn.fc1": "1.DenseReluDense.wi_1",
-    "ffn.fc2": "1.DenseReluDense.wo",
-}
-
 _BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
 _MIDDLE = re.compile(r"(encoder|decoder)\.middle\.([02])\.(.+)")
 _FLAT = re.compile(r"(encoder\.downsamples|decoder\.upsamples)\.(\d+)\.((?:residual|shortcut|resample|time_conv).*)")
@@ -95,14 +81,6 @@ def from_official(name: str) -> str | None:
     if block:
         return _renamed(block[2], TRANSFORMER_BLOCK, f"blocks.{block[1]}.")
     return _renamed(name, TRANSFORMER)
-
-
-def umt5_from_official(name: str) -> str | None:
-    """Our (transformers') name of a tensor of the official UMT5 encoder."""
-    block = _BLOCK.fullmatch(name)
-    if block:
-        return _renamed(block[2], UMT5_BLOCK, f"encoder.block.{block[1]}.layer.")
-    return _renamed(name, UMT5)
 
 
 def vae_from_official(name: str, num_res_blocks: int = 2) -> str | None:
