@@ -173,7 +173,7 @@ def test_inference_mode_and_parameters() -> None:
 def test_one_thread_pool_with_pytorch() -> None:
     """Two OpenMP runtimes in one process would spin against each other.
 
-    In a process of its own: packages that other tests import (sentencepiece, for one) bring a runtime that no kernel uses.
+    In a process of its own: packages that other tests import (sentencepiece, for one) bring one that no kernel uses.
     """
     from glimt_kernels import _native
 
