@@ -71,6 +71,15 @@ def test_a_folder_named_like_a_known_model_has_its_defaults() -> None:
     assert zoo.known_defaults("my-own-model") is None
 
 
+def test_a_checkpoint_may_state_its_defaults_under_any_name() -> None:
+    pipeline, *rest = configs("ti2v")
+    stated = {"height": 96, "width": 64, "num_frames": 17, "fps": 12.0, "num_inference_steps": 9, "guidance_scale": 2.0}
+    made = zoo.make_card("checkpoint", {**pipeline, "_glimt_defaults": stated}, *rest, shift=3.0, solver="unipc")
+    assert {name: getattr(made, name) for name in stated} == stated
+    with pytest.raises(CheckpointError, match="_glimt_defaults"):
+        zoo.make_card("checkpoint", {**pipeline, "_glimt_defaults": {"hight": 96}}, *rest, shift=3.0, solver="unipc")
+
+
 def test_what_does_not_fit_together_is_named_all_at_once() -> None:
     pipeline, transformer, vae = configs("t2v")
     broken = {**pipeline, "_class_name": "WanPipelin", "boundary_ratio": 7}

@@ -89,7 +89,7 @@ _720P = (720, 1280, 81, 16.0)
 
 # Sources: the model cards on the Hub, Wan's `generate.py` and config modules, FastVideo's scripts.
 KNOWN: dict[str, Defaults] = {
-    BUNDLED: Defaults(96, 96, 33, 8.0, 20, 3.0),
+    BUNDLED: Defaults(96, 96, 33, 12.0, 20, 3.0),
     "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": Defaults(*_480P, 50, 5.0, shift=3.0),
     "Wan-AI/Wan2.1-T2V-14B-Diffusers": Defaults(*_720P, 50, 5.0, shift=5.0),
     "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers": Defaults(*_480P, 50, 5.0, shift=3.0),
@@ -119,6 +119,21 @@ def known_defaults(name: str) -> Defaults | None:
         if wanted == known.lower() or wanted.rsplit("/", 1)[-1] == known.rsplit("/", 1)[-1].lower():
             return defaults
     return None
+
+
+def stated_defaults(pipeline: Mapping[str, Any]) -> Defaults | None:
+    """The defaults that a checkpoint states itself, as ``_glimt_defaults`` in its ``model_index.json``.
+
+    Without them a small model would be asked for its family's size wherever its folder has another name. (Diffusers
+    passes over keys that begin with an underscore.) Raises CheckpointError where they are not Defaults.
+    """
+    values = pipeline.get("_glimt_defaults")
+    if values is None:
+        return None
+    try:
+        return Defaults(**values)
+    except TypeError as error:
+        raise CheckpointError(f"model_index.json: _glimt_defaults: {error}") from error
 
 
 def variant_of(pipeline: Mapping[str, Any], transformer: WanTransformerConfig, vae: WanVaeConfig) -> str:
@@ -159,7 +174,7 @@ def make_card(
     if problems:
         raise CheckpointError(*problems)
     variant = variant_of(pipeline, transformer, vae)
-    known = known_defaults(name) or FALLBACK[variant]
+    known = stated_defaults(pipeline) or known_defaults(name) or FALLBACK[variant]
     boundary = pipeline.get("boundary_ratio")
     experts = boundary is not None
     return ModelCard(

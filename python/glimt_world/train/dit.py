@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import shutil
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -141,15 +140,10 @@ class DitTrainer:
         from glimt.video.sheet import contact_sheet
 
         target = self.folder / "checkpoint"
-        write_checkpoint(target, self.store.vae, self.store.form.transformer, self.average.weights, self.folder)
+        write_checkpoint(target, self.store.vae, self.store.form, self.average.weights, self.folder)
         captions = [made.text for made in held_out(6)]
         with glimt.Engine.load(target, device=self.device) as engine:
-            form = self.store.form
-            ask = partial(glimt.GenerateRequest, height=form.size, width=form.size, num_frames=form.num_frames)
-            clips = [
-                engine.generate(ask(prompt=text, num_inference_steps=20, guidance_scale=3.0)).frames
-                for text in captions
-            ]
+            clips = [engine.generate(glimt.GenerateRequest(prompt=text)).frames for text in captions]
         contact_sheet(clips, labels=captions).save(path)
 
     def _loss(self, rng: np.random.Generator, pictures: bool) -> Tensor:

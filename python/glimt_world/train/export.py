@@ -17,10 +17,11 @@ from torch import Tensor
 
 from glimt.models.wan.config import WanTransformerConfig, WanVaeConfig
 from glimt.models.wan.vae import WanVae
+from glimt.models.zoo import BUNDLED, KNOWN
 from glimt.weights.folder import read_folder
 from glimt_world.render import render
 from glimt_world.train.data import scenes, to_pixels
-from glimt_world.train.forms import form_of
+from glimt_world.train.forms import Form, form_of
 from glimt_world.train.text import new_encoder
 
 # Shift of the noise schedule, in training and as the sampler's default.
@@ -103,19 +104,19 @@ def _config(kind: str, config: WanTransformerConfig | WanVaeConfig) -> dict[str,
     return {"_class_name": kind, **values}
 
 
-def write_checkpoint(
-    target: Path, vae: WanVae, config: WanTransformerConfig, weights: dict[str, Tensor], tokenizer_of: Path
-) -> None:
+def write_checkpoint(target: Path, vae: WanVae, form: Form, weights: dict[str, Tensor], tokenizer_of: Path) -> None:
     """Write a checkpoint to ``target``, replacing what is there; ``weights``: of transformer and text encoder."""
+    defaults = dataclasses.replace(KNOWN[BUNDLED], height=form.size, width=form.size, num_frames=form.num_frames)
     parts: dict[str, dict[str, Tensor]] = {"transformer.": {}, "text_encoder.": {}}
     for name, value in weights.items():
         for prefix, part in parts.items():
             if name.startswith(prefix):
                 part[name.removeprefix(prefix)] = value
     shutil.rmtree(target, ignore_errors=True)
-    _json(target / "model_index.json", {"_class_name": "WanPipeline", "expand_timesteps": True, **PARTS})
+    index = {"_class_name": "WanPipeline", "_glimt_defaults": dataclasses.asdict(defaults), "expand_timesteps": True}
+    _json(target / "model_index.json", {**index, **PARTS})
     _json(target / "scheduler/scheduler_config.json", SCHEDULER)
-    _json(target / "transformer/config.json", _config("WanTransformer3DModel", config))
+    _json(target / "transformer/config.json", _config("WanTransformer3DModel", form.transformer))
     _save(parts["transformer."], target / "transformer/diffusion_pytorch_model.safetensors")
     _json(target / "vae/config.json", _config("AutoencoderKLWan", vae.config))
     _save(vae.state_dict(), target / "vae/diffusion_pytorch_model.safetensors")
@@ -129,5 +130,4 @@ def write_checkpoint(
 
 def export(vae_folder: Path, dit_folder: Path, target: Path) -> None:
     """The averaged weights of two training folders as one checkpoint."""
-    config = form_of(dit_folder).transformer
-    write_checkpoint(target, load_vae(vae_folder), config, _averaged(dit_folder), dit_folder)
+    write_checkpoint(target, load_vae(vae_folder), form_of(dit_folder), _averaged(dit_folder), dit_folder)
