@@ -224,7 +224,8 @@ def read_folder(root: Path, *, name: str = "", allow_pickle: bool = False) -> Ch
     problems += [f"{index_file}: {problem}" for problem in _unmet_needs(index, components)]
     if problems:
         raise CheckpointError(*problems)
-    settings = {k: v for k, v in index.items() if not k.startswith("_") and not isinstance(v, list)}
+    stated = {k: v for k, v in index.items() if not isinstance(v, list)}
+    settings = {k: v for k, v in stated.items() if not k.startswith("_") or k == "_glimt_defaults"}
     return CheckpointFolder(
         name or root.resolve().name,
         root,
