@@ -154,7 +154,7 @@ def test_what_cannot_be_written_is_refused_with_the_reason(tmp_path, options, wo
         (23.976, Fraction(2997, 125)),
         (24000 / 1001, Fraction(24000, 1001)),
         (0.1, Fraction(1, 10)),
-        (1e-3, Fraction(1, 1000)),
+        (0.01, Fraction(1, 100)),
     ],
 )
 def test_floats_mean_the_ratio_they_stand_for(value, expected):
