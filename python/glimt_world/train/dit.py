@@ -1,16 +1,20 @@
-"""Train the transformer and its text encoder by flow matching on latents of the frozen autoencoder.
+"""Train the transformer by flow matching on latents of the frozen autoencoder, with a text encoder that can read.
 
     x_sigma = (1 - sigma) x0 + sigma noise;  loss = || model(x_sigma, 1000 sigma, text) - (noise - x0) ||^2
 
 A quarter of the clips keep some latent frames known (clean, at timestep 0, not counted in the loss): the first ones,
 the last ones, both, or a span in the middle, so that the same weights continue, precede, join and loop clips. A tenth
-has its caption dropped, for guidance. Early on, most batches are single pictures, which teach words cheaply.
+has its caption dropped, for guidance.
+
+Not every step takes whole clips: a few latent frames at their true places in time teach what things look like, and how
+they move, for a fraction of the cost (see :data:`DIETS`).
 """
 
 from __future__ import annotations
 
 import shutil
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +27,8 @@ from transformers import PreTrainedTokenizerFast
 
 from glimt.models.wan.config import WanTransformerConfig
 from glimt.models.wan.context import FoldedText
-from glimt.models.wan.transformer import WanTransformer
+from glimt.models.wan.rope import RopeTables, rope_tables
+from glimt.models.wan.transformer import CrossAttention, WanTransformer
 from glimt.models.wan.vae import WanVae
 from glimt_world.captions import caption, held_out
 from glimt_world.scene import Scene
@@ -33,9 +38,36 @@ from glimt_world.train.latents import LatentStore
 from glimt_world.train.muon import Muon, split_parameters
 from glimt_world.train.run import Average, drive, learning_rate, set_rate
 from glimt_world.train.text import MAX_TOKENS, embed, new_encoder, write_tokenizer
+from glimt_world.train.words import learn_to_read
 
-PICTURES = 4  # single pictures that cost about as much as a clip, their captions included
-ROWS = 52  # no caption has more tokens
+ROWS = 32  # tokens of a caption in training; the one in thirty that is longer is said again in fewer words
+
+
+@dataclass(frozen=True)
+class Diet:
+    """One kind of step: ``frames`` latent frames (0: all) of ``clips`` times the batch's clips."""
+
+    frames: int
+    clips: int
+
+
+# Of like cost: single frames, three of a clip, whole clips.
+SINGLES, TRIPLES, WHOLE = Diet(1, 6), Diet(3, 2), Diet(0, 1)
+
+
+def diet_at(progress: float, chance: float) -> Diet:
+    """Which kind of step to take at ``progress`` in [0, 1] of the run, with ``chance`` uniform in [0, 1)."""
+    singles, triples = (0.9, 0.1) if progress < 0.15 else (0.2, 0.6) if progress < 0.5 else (0.1, 0.2)
+    return SINGLES if chance < singles else TRIPLES if chance < singles + triples else WHOLE
+
+
+def chosen_frames(count: int, frames: int, rng: np.random.Generator) -> list[int]:
+    """``frames`` of ``count`` latent frames in order, the first more often than chance: it stands for a picture."""
+    if frames in (0, count):
+        return list(range(count))
+    first = [0] if rng.random() < 0.4 else []
+    rest = rng.choice(np.arange(len(first), count), size=frames - len(first), replace=False)
+    return first + sorted(int(i) for i in rest)
 
 
 def known_frames(count: int, frames: int, rng: np.random.Generator) -> Tensor:
@@ -71,48 +103,79 @@ def fold(text: Tensor, mask: Tensor) -> FoldedText:
     return FoldedText(text, torch.where(mask.bool(), 0.0, weight))
 
 
-class Trainee(nn.Module):
-    """Transformer and text encoder, trained as one."""
+@torch.no_grad()
+def listen(transformer: WanTransformer, text_dim: int) -> None:
+    """Turn every cross-attention away from padding, to which Wan pipelines fill a prompt: 490 zero rows of 512.
 
-    def __init__(self, config: WanTransformerConfig) -> None:
+    Each padded row has the same key; queries begin with its opposite. Without that, words start with 5 % of the
+    attention, and nearly all of a run goes by before they are heard.
+    """
+    padding = transformer.condition_embedder.text_embedder(torch.zeros(1, text_dim))
+    for module in transformer.modules():
+        if isinstance(module, CrossAttention):
+            module.to_q.bias.copy_(-module.norm_k(module.to_k(padding))[0])
+
+
+class Trainee(nn.Module):
+    """The transformer in training, and the text encoder that it listens to."""
+
+    def __init__(self, config: WanTransformerConfig, encoder: nn.Module) -> None:
         super().__init__()
         self.transformer = WanTransformer(config)
-        self.text_encoder = new_encoder()
+        self.text_encoder = encoder.requires_grad_(False)
+        listen(self.transformer, config.text_dim)
         nn.init.zeros_(self.transformer.proj_out.weight)
         nn.init.zeros_(self.transformer.proj_out.bias)
 
-    def forward(self, latents: Tensor, timesteps: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        text = embed(self.text_encoder, ids, mask)
-        return self.transformer(latents, timesteps, fold(text, mask))
+    def forward(self, latents: Tensor, timesteps: Tensor, ids: Tensor, mask: Tensor, rope: RopeTables) -> Tensor:
+        with torch.no_grad():
+            text = embed(self.text_encoder, ids, mask)
+        return self.transformer(latents, timesteps, fold(text, mask), rope=rope)
 
 
 class DitTrainer:
     """One flow-matching step after another, on pictures or clips."""
 
     def __init__(
-        self, folder: Path, store: LatentStore, device: str, *, batch: int, fresh: int, peak: float, compiled: bool
+        self,
+        folder: Path,
+        store: LatentStore,
+        encoder: nn.Module,
+        *,
+        batch: int,
+        fresh: int,
+        peak: float,
+        compiled: bool,
     ) -> None:
-        self.folder, self.store, self.device = folder, store, device
+        self.folder, self.store = folder, store
+        self.device = device = next(store.vae.parameters()).device.type
         self.batch, self.fresh, self.peak = batch, fresh, peak
         self.tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
         torch.manual_seed(1)
-        self.model = Trainee(store.form.transformer).to(device)
+        self.model = Trainee(store.form.transformer, encoder).to(device)
         if compiled:
             self.model.transformer.compile(dynamic=False)
         self.average = Average(self.model, 0.9995)
-        hidden = split_parameters(self.model.transformer.blocks)[0] + split_parameters(self.model.text_encoder)[0]
+        hidden = split_parameters(self.model.transformer.blocks)[0]
         chosen = {id(p) for p in hidden}
         self.muon = Muon(hidden, lr=peak)
-        others = [p for p in self.model.parameters() if id(p) not in chosen]
+        others = [p for p in self.model.transformer.parameters() if id(p) not in chosen]
         self.adam = torch.optim.AdamW(others, lr=0.1 * peak, betas=(0.9, 0.98), weight_decay=0.0)
 
     def parts(self) -> dict[str, Any]:
         return {"model": self.model, "average": self.average, "muon": self.muon, "adam": self.adam}
 
     def tokens(self, scenes: list[Scene], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        texts = ["" if rng.random() < 0.1 else caption(scene, rng).text for scene in scenes]
+        texts = ["" if rng.random() < 0.1 else self._words(scene, rng) for scene in scenes]
         out = self.tokenizer(texts, padding="max_length", max_length=ROWS, truncation=True, return_tensors="pt")
         return out.input_ids.to(self.device), out.attention_mask.to(self.device)
+
+    def _words(self, scene: Scene, rng: np.random.Generator) -> str:
+        for _ in range(20):
+            text = caption(scene, rng).text
+            if len(self.tokenizer(text).input_ids) <= ROWS:
+                break
+        return text
 
     def load(self, checkpoint: Path) -> None:
         """Take the weights of a written checkpoint."""
@@ -127,12 +190,11 @@ class DitTrainer:
 
     def step(self, step: int, progress: float) -> dict[str, float]:
         rng = np.random.default_rng(step)
-        pictures = bool(rng.random() < picture_share(progress))
-        if not pictures:
-            self.store.add(self.fresh)
-        loss = self._loss(rng, pictures)
+        diet = diet_at(progress, rng.random())
+        self.store.add(self.fresh)
+        loss = self._loss(rng, diet)
         self._update(loss, progress)
-        return {"picture_loss" if pictures else "loss": loss.item()}
+        return {f"loss_{diet.frames or 'whole'}": loss.item()}
 
     def sheet(self, path: Path) -> None:
         """Clips of held-out captions, by the checkpoint as it would be written now."""
@@ -146,11 +208,12 @@ class DitTrainer:
             clips = [engine.generate(glimt.GenerateRequest(prompt=text)).frames for text in captions]
         contact_sheet(clips, labels=captions).save(path)
 
-    def _loss(self, rng: np.random.Generator, pictures: bool) -> Tensor:
-        x0, scenes = self.store.draw(self.batch * (PICTURES if pictures else 1), rng)
-        x0 = (x0[:, :, :1] if pictures else x0).to(self.device)
+    def _loss(self, rng: np.random.Generator, diet: Diet) -> Tensor:
+        clips, scenes = self.store.draw(self.batch * diet.clips, rng)
+        places = chosen_frames(clips.shape[2], diet.frames, rng)
+        x0 = clips[:, :, places].to(self.device)
         count, frames = x0.shape[0], x0.shape[2]
-        known = known_frames(count, frames, rng) if not pictures else torch.zeros(count, frames, dtype=torch.bool)
+        known = known_frames(count, frames, rng) if diet is WHOLE else torch.zeros(count, frames, dtype=torch.bool)
         sigmas = torch.where(known, 0.0, draw_sigmas(count)[:, None]).to(self.device)
         noise = torch.randn_like(x0)
         level = sigmas[:, None, :, None, None]
@@ -158,11 +221,19 @@ class DitTrainer:
         # The CPU's fused attention takes longer backwards than everything else together; plain products do not.
         fused = [] if self.device == "cpu" else [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
         with torch.autocast(self.device, torch.bfloat16), sdpa_kernel([*fused, SDPBackend.MATH]):
-            velocity = self.model((1 - level) * x0 + level * noise, 1000 * sigmas, ids, mask)
+            velocity = self.model((1 - level) * x0 + level * noise, 1000 * sigmas, ids, mask, self._rope(clips, places))
         error = (velocity.float() - (noise - x0)).square().mean(dim=(1, 3, 4))
         weight = (~known).float().to(self.device)
-        weight[:, 0] *= 1.5  # one picture rests on the first latent frame alone, and it leads the rest
+        if places[0] == 0:
+            weight[:, 0] *= 1.5  # one picture rests on the first latent frame alone, and it leads the rest
         return (error * weight).sum() / weight.sum()
+
+    def _rope(self, clips: Tensor, places: list[int]) -> RopeTables:
+        """The rows of whole clips' tables that belong to the latent frames ``places``."""
+        grid = self.model.transformer.grid(clips)
+        tables = rope_tables(self.store.form.transformer.attention_head_dim, grid)
+        cos, sin = (table.view(grid[0], -1, table.shape[1])[places].flatten(0, 1) for table in (tables.cos, tables.sin))
+        return RopeTables(cos, sin).to(torch.device(self.device))
 
     def _update(self, loss: Tensor, progress: float) -> None:
         rate = learning_rate(progress, self.peak)
@@ -176,11 +247,6 @@ class DitTrainer:
         self.average.update(self.model)
 
 
-def picture_share(progress: float) -> float:
-    """Share of steps spent on single pictures: many at first, a few to the end."""
-    return 0.8 if progress < 0.12 else 0.15
-
-
 def train(
     folder: Path,
     form: str,
@@ -189,7 +255,7 @@ def train(
     minutes: float,
     start: Path | None = None,
     batch: int = 16,
-    fresh: int = 2,
+    fresh: int = 1,
     fill: int = 256,
     peak: float = 0.02,
     compiled: bool = True,
@@ -197,7 +263,7 @@ def train(
     """Train in ``folder`` on latents of ``vae``; a new run begins from fresh weights, or from the checkpoint ``start``.
 
     Args:
-        fresh: new clips that join the store with each step on clips; ``fill``: those it begins with.
+        fresh: new clips that join the store with each step; ``fill``: those it begins with.
         compiled: through torch.compile, which takes a minute or two and then a third less time for each step.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -210,7 +276,8 @@ def train(
     store = LatentStore(vae.to(device), form_of(folder, form), capacity=24_000, seed=int(time.time()))
     while len(store) < fill:
         store.add(min(8, fill))
-    trainer = DitTrainer(folder, store, device, batch=batch, fresh=fresh, peak=peak, compiled=compiled)
+    encoder = learn_to_read(folder) if start is None else new_encoder()
+    trainer = DitTrainer(folder, store, encoder, batch=batch, fresh=fresh, peak=peak, compiled=compiled)
     if start is not None:
         trainer.load(start)
     drive(trainer, folder, minutes=minutes)
