@@ -6,6 +6,8 @@ implementations that :mod:`glimt_kernels.dispatch` chooses among. ``dispatch.inv
 
 from glimt_kernels.ada_norm.api import ada_norm, ada_norm_8bit, gated_ada_norm, gated_ada_norm_8bit
 from glimt_kernels.attention.api import attention
+from glimt_kernels.chunk_attention.api import chunk_attention
+from glimt_kernels.chunk_attention.ring import KvRing
 from glimt_kernels.dispatch import (
     Case,
     UnsupportedError,
@@ -16,6 +18,7 @@ from glimt_kernels.dispatch import (
     wants_references,
 )
 from glimt_kernels.frames_to_uint8.api import frames_to_nv12, frames_to_uint8
+from glimt_kernels.guidance_step.api import guidance_step
 from glimt_kernels.linear_quant.api import linear_quant, linear_w8, linear_w8a8, quantize_rows
 from glimt_kernels.linear_quant.quantize import QuantizedWeight, quantize_weight
 from glimt_kernels.qk_norm_rope.api import qk_norm_rope
@@ -24,15 +27,18 @@ from glimt_kernels.rms_norm_silu.api import rms_norm_silu
 
 __all__ = [
     "Case",
+    "KvRing",
     "QuantizedWeight",
     "UnsupportedError",
     "ada_norm",
     "ada_norm_8bit",
     "attention",
+    "chunk_attention",
     "frames_to_nv12",
     "frames_to_uint8",
     "gated_ada_norm",
     "gated_ada_norm_8bit",
+    "guidance_step",
     "inventory",
     "linear_quant",
     "linear_w8",

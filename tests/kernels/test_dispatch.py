@@ -25,6 +25,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None, *
     return kernels.attention(q, k, v, scale=scale, bias=bias, return_lse=return_lse)
 
 
+def attend_chunk(q: Tensor, sink_q: Tensor, k: Tensor, v: Tensor, spans: list[int], scale: float) -> Tensor:
+    pairs = list(zip(spans[::2], spans[1::2], strict=True))
+    return kernels.chunk_attention(q, k, v, pairs, sink_q=sink_q, scale=scale)
+
+
 def calls() -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
     """One small call of each op: the public function and its tensors and numbers."""
     theta = random(5, 4, seed=9)
@@ -44,20 +49,23 @@ def calls() -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
         "quantize_rows": (kernels.quantize_rows, (x, "int8")),
         "linear_w8a8": (kernels.linear_w8a8, (*kernels.quantize_rows(x, "int8"), *eight_bits, random(8))),
         "linear_w8": (kernels.linear_w8, (x, *eight_bits, random(8))),
+        "guidance_step": (kernels.guidance_step, (x, x.flip(1), x.neg(), random(1), random(2, 2))),
         "frames_to_nv12": (kernels.frames_to_nv12, (random(1, 3, 2, 4, 6),)),
         "frames_to_uint8": (kernels.frames_to_uint8, (random(1, 3, 2, 4, 5),)),
         "attention": (attend, (*heads, 0.3, None)),
         "attention_lse": (partial(attend, return_lse=True), (*heads, 0.3, None)),
+        "chunk_attention": (attend_chunk, (heads[0], heads[0].neg(), *heads[1:], [2, 2, 0, 1], 0.3)),
     }
 
 
 OPS = sorted(calls())
-# Ops whose results are no function that could be differentiated.
+# Ops without a gradient.
 INTEGRAL = (
     "ada_norm_8bit",
     "frames_to_nv12",
     "frames_to_uint8",
     "gated_ada_norm_8bit",
+    "guidance_step",
     "linear_w8",
     "linear_w8a8",
     "qk_norm_rope_8bit",
@@ -68,6 +76,7 @@ FLOATING = [op for op in OPS if op not in INTEGRAL]
 REST: dict[str, tuple[Any, ...]] = {
     "rms_norm_silu": (True, 1e-12),
     "ada_norm_8bit": (torch.int8,),
+    "guidance_step": ([],),
     "gated_ada_norm_8bit": (torch.int8,),
     "qk_norm_rope_8bit": (False, "interleaved", torch.int8, 128, 1.0, None, None),
 }
@@ -86,7 +95,7 @@ def test_the_inventory_lists_every_implementation_with_reasons() -> None:
         assert mine[-1]["impl"] == "reference"
         assert all(not row["reasons"] for row in mine if row["chosen"])
         expected = "native" if any(row["impl"] == "native" for row in mine) else "reference"
-        expected = "sdpa" if op == "attention" else expected
+        expected = "sdpa" if op in ("attention", "chunk_attention") else expected
         assert next(row["impl"] for row in mine if row["chosen"]) == expected
 
 
@@ -182,6 +191,7 @@ def test_compiled_and_exported_graphs_hold_the_node(op: str) -> None:
     with torch.no_grad():
         exported = torch.export.export(Module(), tensors)
         assert f"glimt.{op}" in exported.graph_module.code
+        torch.compiler.reset()  # or it counts the ops tested before as recompilations of this one
         compiled = torch.compile(Module(), backend="eager", fullgraph=True)
         for program in (exported.module(), compiled):
             for mine, eager in zip(flat(program(*tensors)), flat(call(*args)), strict=True):

@@ -29,13 +29,16 @@ def chip(arch: int) -> int:
     return max((known for known in ARCHS if known <= arch), default=0)
 
 
+def _index(dtype: torch.dtype) -> int:
+    return DTYPES.index(dtype) if dtype in DTYPES else len(DTYPES)
+
+
 def sizes(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None) -> tuple[int, ...]:
-    dtype = DTYPES.index(q.dtype) if q.dtype in DTYPES else len(DTYPES)
-    return Call(q.shape[3], dtype, int(bias is not None), min(q.shape[1], 2), min(k.shape[1], 2))
+    return Call(q.shape[3], _index(q.dtype), int(bias is not None), min(q.shape[1], 2), min(k.shape[1], 2))
 
 
 def call_of(case: Case) -> Call:
-    return Call(*case.sizes) if case.sizes else Call(dtype=DTYPES.index(case.dtype or torch.float32))
+    return Call(*case.sizes) if case.sizes else Call(dtype=_index(case.dtype or torch.float32))
 
 
 def dtype_of(case: Case) -> torch.dtype | None:

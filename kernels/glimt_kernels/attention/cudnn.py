@@ -22,7 +22,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None
 
 def reasons(case: Case) -> list[str]:
     found = library_reasons(case, 128)
-    version = torch.backends.cudnn.version() if torch.backends.cudnn.is_available() else None
+    version: int | None = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
     if version is None:
         found.append("this PyTorch has no cuDNN; install a CUDA build: https://pytorch.org/get-started/locally")
     elif version < OLDEST:

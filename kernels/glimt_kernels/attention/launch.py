@@ -37,14 +37,14 @@ def tiles(arch: int, dtype: torch.dtype, head_dim: int, describable: bool = True
     width = max(32, power_of_2(head_dim))
     if dtype == torch.float32:  # no matrix units: registers are the limit
         return {32: Tiles(32, 32, 4, 2), 64: Tiles(32, 32, 4, 2), 128: Tiles(32, 32, 8, 2)}.get(
-            width, Tiles(32, 16, 16, 2)
+            width, Tiles(16, 16, 16, 2)
         )
     if known in (90, 100) and describable and head_dim in (64, 128):
         if known == 100:
             return Tiles(128, 128, 8, 2, "logits ahead")
         return Tiles(128, 128 if head_dim == 64 else 64, 8, 3 if head_dim == 64 else 2, "values behind")
     if width == 256:
-        return Tiles(64, 32, 8, 2)
+        return Tiles(64 if known in (90, 100) else 32, 32, 8, 2)  # 64 elsewhere spill in Triton 3.6
     if width == 128:
         return Tiles(128, 64, 8, 3)
     return Tiles(128, 64, 4, 2 if known == 120 else 3)  # on sm_120 a third stage spills

@@ -329,13 +329,13 @@ def attention_lse(
     return _attend(q, k, v, scale, bias, out, lse), lse
 
 
-_MATRIX = {80: "HMMA", 86: "HMMA", 89: "HMMA", 90: "HGMMA", 100: "UTCHMMA", 120: "HMMA"}
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+MATRIX_UNITS = {80: "HMMA", 86: "HMMA", 89: "HMMA", 90: "HGMMA", 100: "UTCHMMA", 120: "HMMA"}
+TRITON_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def _build(arch: int, dtype: str, head_dim: int, cross: bool, describable: bool = True) -> Build:
     """Self-attention, or cross-attention with a bias, which also gives the log of the sum."""
-    tile = tiles(arch, _DTYPES[dtype], head_dim, describable)
+    tile = tiles(arch, TRITON_DTYPES[dtype], head_dim, describable)
     block = f"tensordesc<{dtype}[1,{tile.keys},1,{head_dim}]>" if tile.tma else f"*{dtype}"
     pointers = {"q": f"*{dtype}", "k": block, "v": block, "bias": "*fp32", "out": f"*{dtype}", "lse": "*fp32"}
     sizes = {"scale": "fp32", **dict.fromkeys(("tokens", "keys", "heads"), "i32"), "bias_sample": "i64"}
@@ -349,7 +349,7 @@ def _build(arch: int, dtype: str, head_dim: int, cross: bool, describable: bool 
         num_warps=tile.warps,
         num_stages=tile.stages,
         archs=(arch,),
-        needs={} if dtype == "fp32" else {arch: (_MATRIX[arch], *(["UTMALDG"] if tile.tma else []))},
+        needs={} if dtype == "fp32" else {arch: (MATRIX_UNITS[arch], *(["UTMALDG"] if tile.tma else []))},
     )
 
 

@@ -22,7 +22,7 @@ def quantize(x: Tensor, block: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]
     """x [B, N, heads, head_dim] -> levels of that shape, scales [B, heads, blocks] float32."""
     n = x.shape[1]
     blocks = -(-n // block)
-    padded = F.pad(x, (0, 0, 0, 0, 0, blocks * block - n)).unflatten(1, (blocks, block))
+    padded = F.pad(x, (0, 0, 0, 0, 0, blocks * block - n)).reshape(x.shape[0], blocks, block, *x.shape[2:])
     scale = scale_of(padded.abs().amax((2, 4)), dtype).float()  # [B, blocks, heads]
     level = levels(padded, scale[:, :, None, :, None], dtype).flatten(1, 2)[:, :n]
     dense = torch.contiguous_format
