@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -34,11 +35,15 @@ class Case(NamedTuple):
         device: type of the tensors' device ("cpu", "cuda"), or "mixed".
         dtype: the tensors' dtype, or None when they differ.
         grad: whether a gradient is wanted through this call.
+        arch: ten times the CUDA device's compute capability (89 for sm_89), 0 where there is none or it is not known.
+        sizes: what else the op's choice depends on, as its ``sizes`` function gives it; empty where not known.
     """
 
     device: str
     dtype: torch.dtype | None
     grad: bool = False
+    arch: int = 0
+    sizes: tuple[int, ...] = ()
 
 
 CPU_FLOAT32 = Case("cpu", torch.float32)
@@ -50,15 +55,17 @@ class Candidate:
 
     Attributes:
         op: name of the op.
-        impl: "reference", "native", "cuda" or "triton".
+        impl: "reference", "native", "cuda", "triton", or the name of a library.
         run: called with the op's arguments in schema order.
         reasons: every reason why it cannot run a case; empty if it can.
+        reluctance: every reason why it runs a case only where it is asked for by name.
     """
 
     op: str
     impl: str
     run: Run
     reasons: Callable[[Case], Sequence[str]] = lambda case: ()
+    reluctance: Callable[[Case], Sequence[str]] = lambda case: ()
 
 
 @dataclass(frozen=True)
@@ -68,13 +75,19 @@ class Op:
     name: str
     candidates: tuple[Candidate, ...]
     node: Callable[..., Any]
+    sizes: Callable[..., tuple[int, ...]] | None = None
+
+    def case(self, args: Sequence[Any]) -> Case:
+        """The case of a call with these arguments."""
+        case = case_of([arg for arg in args if isinstance(arg, Tensor)])
+        return case if self.sizes is None else case._replace(sizes=self.sizes(*args))
 
     def __call__(self, *args: Any, impl: str | None = None) -> Any:
         tensors = [arg for arg in args if isinstance(arg, Tensor)]
         if impl is None and _is_traced(tensors):
             run = self.candidates[-1].run if _wants_grad(tensors) else self.node
             return run(*args)
-        return select(self.name, case_of(tensors), impl).run(*args)
+        return select(self.name, self.case(args), impl).run(*args)
 
 
 _OPS: dict[str, Op] = {}
@@ -118,7 +131,14 @@ def case_of(tensors: Sequence[Tensor]) -> Case:
     device, dtype = first.device, first.dtype
     same_device = all(tensor.device == device for tensor in tensors)
     same_dtype = all(tensor.dtype == dtype for tensor in tensors)
-    return Case(device.type if same_device else "mixed", dtype if same_dtype else None, _wants_grad(tensors))
+    kind = device.type if same_device else "mixed"
+    return Case(kind, dtype if same_dtype else None, _wants_grad(tensors), _arch(device) if kind == "cuda" else 0)
+
+
+@cache
+def _arch(device: torch.device) -> int:
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
 
 
 def unsupported_reasons(candidate: Candidate, case: Case) -> tuple[str, ...]:
@@ -156,6 +176,8 @@ def _choose(among: tuple[Candidate, ...], case: Case, wanted: str | None) -> Can
     refused = []
     for candidate in among:
         reasons = unsupported_reasons(candidate, case)
+        if not wanted:
+            reasons += tuple(candidate.reluctance(case))
         if not reasons:
             return candidate
         refused.append(f"{candidate.op}: {candidate.impl} cannot run here: {'; '.join(reasons)}")
@@ -179,7 +201,7 @@ def inventory(case: Case = CPU_FLOAT32) -> list[dict[str, Any]]:
                 "op": op,
                 "impl": candidate.impl,
                 "chosen": candidate.impl == chosen,
-                "reasons": list(unsupported_reasons(candidate, case)),
+                "reasons": [*unsupported_reasons(candidate, case), *candidate.reluctance(case)],
             }
             for candidate in candidates(op)
         ]
@@ -187,7 +209,13 @@ def inventory(case: Case = CPU_FLOAT32) -> list[dict[str, Any]]:
 
 
 def define(
-    name: str, signature: str, implementations: Sequence[Candidate], fake: Run, *, differentiable: bool = True
+    name: str,
+    signature: str,
+    implementations: Sequence[Candidate],
+    fake: Run,
+    *,
+    differentiable: bool = True,
+    sizes: Callable[..., tuple[int, ...]] | None = None,
 ) -> Op:
     """Make the op ``glimt::<name>`` and return what calls it.
 
@@ -195,16 +223,16 @@ def define(
         signature: in PyTorch's schema language, without the name: ``"(Tensor x, float eps) -> Tensor"``.
         implementations: candidates, best first, the reference last.
         fake: gives outputs of the right shape, dtype and strides without computing.
+        sizes: from a call's arguments, the numbers that decide who can run it (a head_dim, say); for ``Case.sizes``.
     """
     qualified = f"glimt::{name}"
     torch.library.define(qualified, signature)
     torch.library.register_fake(qualified, fake)
-    op = Op(name, tuple(implementations), getattr(torch.ops.glimt, name).default)
+    op = Op(name, tuple(implementations), getattr(torch.ops.glimt, name).default, sizes)
     _OPS[name] = op
 
     def compute(*args: Any) -> Any:
-        case = case_of([arg for arg in args if isinstance(arg, Tensor)])
-        return select(name, case._replace(grad=False)).run(*args)
+        return select(name, op.case(args)._replace(grad=False)).run(*args)
 
     torch.library.impl(qualified, ("cpu", "cuda"), compute)
     if differentiable:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from budget import ISAS, adversarial, check_budget, instruction_set, poison, random
+from budget import HALVES, ISAS, adversarial, check_budget, instruction_set, poison, random
 from torch import Tensor
 
 from glimt_kernels import ada_norm
@@ -49,6 +49,42 @@ def test_after_a_branch_within_budget(isa: str, gated: bool, monkeypatch: pytest
                 check_budget(stream, plain, wide, f"stream, width {width}, {name}")
                 exact = honest(wide, scale.double(), shift.double())
                 check_budget(normalized, honest(plain, scale, shift), exact, f"width {width}, {name}")
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("modulation", MODULATIONS)
+def test_triton_within_budget(modulation: tuple[int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    poison(monkeypatch)
+    for width in WIDTHS:
+        scale, shift = random(*modulation, width, seed=2).to(dtype), random(*modulation, width, seed=3).to(dtype)
+        for name, x in adversarial(2, 7, width, dtype=dtype).items():
+            exact = honest(x.double(), scale.double(), shift.double())
+            found = ada_norm(x, scale, shift, EPS, impl="triton")
+            check_budget(found, honest(x, scale, shift), exact, f"width {width}, {name}")
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("gated", [True, False])
+def test_triton_after_a_branch_within_budget(gated: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    poison(monkeypatch)
+    for width in WIDTHS:
+        scale, shift, residual = (random(2, n, width, seed=n).to(dtype) for n in (1, 7, 7))
+        gate = random(2, 1, width, seed=4).to(dtype) if gated else None
+        for name, x in adversarial(2, 7, width, dtype=dtype).items():
+            normalized, stream = ada_norm(x, scale, shift, EPS, gate, residual, impl="triton")
+            plain = residual + (x if gate is None else x * gate)
+            wide = residual.double() + (x.double() if gate is None else x.double() * gate.double())
+            check_budget(stream, plain, wide, f"stream, width {width}, {name}")
+            exact = honest(wide, scale.double(), shift.double())
+            check_budget(normalized, honest(plain, scale, shift), exact, f"width {width}, {name}")
+
+
+@pytest.mark.parametrize("samples", [0, 1, 3])
+def test_triton_takes_any_number_of_samples_and_strides(samples: int) -> None:
+    x, table = random(samples, 40, 7).transpose(1, 2), random(max(samples, 1), 1, 6, 40, seed=1)
+    shift, scale = table[:, :, 0], table[:, :, 1]
+    found = ada_norm(x, scale, shift, EPS, impl="triton")
+    torch.testing.assert_close(found, ada_norm(x, scale, shift, EPS, impl="reference"), rtol=1e-5, atol=1e-5)
 
 
 def test_inputs_are_left_alone() -> None:

@@ -64,8 +64,14 @@ def test_every_reason_is_given_not_only_the_first() -> None:
 
 @pytest.mark.parametrize("op", OPS)
 def test_the_reference_runs_everywhere(op: str) -> None:
-    for case in (GPU_CASE, kernels.Case("cpu", None, True)):
-        assert kernels.select(op, case).impl == "reference"
+    assert kernels.select(op, kernels.Case("cpu", None, True)).impl == "reference"
+    assert kernels.select(op, kernels.Case("cuda", torch.float64)).impl == "reference"
+
+
+def test_an_interpreted_kernel_is_never_chosen_by_itself() -> None:
+    half = kernels.Case("cpu", torch.float16)
+    assert kernels.select("ada_norm", half).impl == "reference"
+    assert kernels.select("ada_norm", half, "triton").impl == "triton"
 
 
 def test_overrides(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,7 +85,7 @@ def test_overrides(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_override_that_cannot_run_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     call, args = calls()["ada_norm"]
-    with pytest.raises(kernels.UnsupportedError, match="native, reference"):
+    with pytest.raises(kernels.UnsupportedError, match="native, triton, reference"):
         call(*args, impl="natvie")
     with pytest.raises(kernels.UnsupportedError, match="float32, the tensors are float64"):
         call(*(arg.double() if isinstance(arg, Tensor) else arg for arg in args), impl="native")

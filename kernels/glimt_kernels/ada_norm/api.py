@@ -7,8 +7,9 @@ from typing import overload
 import torch
 from torch import Tensor
 
-from glimt_kernels.ada_norm import native, reference
-from glimt_kernels.dispatch import Candidate, define
+from glimt_kernels.ada_norm import native, reference, triton
+from glimt_kernels.dispatch import Candidate, Case, define
+from glimt_kernels.triton_env import reluctance, triton_reasons
 
 
 @overload
@@ -55,7 +56,7 @@ def ada_norm(
         eps: added to the variance.
         gate: like ``scale``; only with ``residual``.
         residual: [B, N, D], the residual stream before the branch.
-        impl: "native" or "reference" instead of the chosen implementation.
+        impl: "native", "triton" or "reference" instead of the chosen implementation.
 
     Returns:
         The normalized [B, N, D], contiguous, the dtype of ``x``; computed in float32 (float64 for float64).
@@ -137,11 +138,16 @@ def _reference_gated(
     return normalized.contiguous(), stream.contiguous()
 
 
+def _triton_reasons(case: Case) -> list[str]:
+    return triton_reasons(case._replace(dtype=torch.float32 if case.dtype is None else case.dtype))
+
+
 ADA_NORM = define(
     "ada_norm",
     "(Tensor x, Tensor scale, Tensor shift, float eps) -> Tensor",
     [
         Candidate("ada_norm", "native", native.ada_norm, native.reasons),
+        Candidate("ada_norm", "triton", triton.ada_norm, _triton_reasons, reluctance),
         Candidate("ada_norm", "reference", _reference),
     ],
     _fake,
@@ -151,6 +157,7 @@ GATED = define(
     "(Tensor x, Tensor residual, Tensor? gate, Tensor scale, Tensor shift, float eps) -> (Tensor, Tensor)",
     [
         Candidate("gated_ada_norm", "native", native.gated_ada_norm, native.reasons),
+        Candidate("gated_ada_norm", "triton", triton.gated_ada_norm, _triton_reasons, reluctance),
         Candidate("gated_ada_norm", "reference", _reference_gated),
     ],
     _fake_gated,

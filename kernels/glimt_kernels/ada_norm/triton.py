@@ -1,0 +1,146 @@
+"""ada_norm and gated_ada_norm in Triton: one program a token, its whole row in registers, read once and written once.
+
+    row -> (+ gate * branch) -> mean -> deviations -> variance -> * (1 + scale) + shift
+
+Bytes, X = B N D elements: 2 X plain, 4 X gated; the modulation comes from L2 when it is per sample. Nothing else moves,
+so the floor is the copy rate. Launch shape in :func:`warps`; each shipped one is in :data:`BUILDS`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from glimt_kernels.triton_env import Build, jit, on_device_of, power_of_2, tl
+
+
+@jit
+def _kernel(
+    x,
+    residual,
+    gate,
+    scale,
+    shift,
+    out,
+    stream,
+    tokens,
+    x_sample,
+    x_token,
+    residual_sample,
+    residual_token,
+    gate_sample,
+    gate_token,
+    scale_sample,
+    scale_token,
+    shift_sample,
+    shift_token,
+    eps,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BRANCH: tl.constexpr,
+    GATED: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    sample, token = row // tokens, row % tokens
+    column = tl.arange(0, BLOCK)
+    inside = column < WIDTH
+    value = tl.load(x + sample * x_sample + token * x_token + column, mask=inside, other=0.0).to(tl.float32)
+    if BRANCH:
+        if GATED:
+            at = gate + sample * gate_sample + token * gate_token + column
+            value *= tl.load(at, mask=inside, other=0.0).to(tl.float32)
+        at = residual + sample * residual_sample + token * residual_token + column
+        value += tl.load(at, mask=inside, other=0.0).to(tl.float32)
+        narrow = value.to(stream.dtype.element_ty)
+        tl.store(stream + row * WIDTH + column, narrow, mask=inside)
+        value = narrow.to(tl.float32)  # what is normalized is the stream as it is stored
+    deviation = tl.where(inside, value - tl.sum(value, 0) / WIDTH, 0.0)
+    # The mean of many float32 is rounded; what the deviations sum to corrects it (NUMERICS.md).
+    deviation = tl.where(inside, deviation - tl.sum(deviation, 0) / WIDTH, 0.0)
+    inverse = 1.0 / tl.sqrt(tl.sum(deviation * deviation, 0) / WIDTH + eps)
+    at = scale + sample * scale_sample + token * scale_token + column
+    factor = 1.0 + tl.load(at, mask=inside, other=0.0).to(tl.float32)
+    at = shift + sample * shift_sample + token * shift_token + column
+    offset = tl.load(at, mask=inside, other=0.0).to(tl.float32)
+    normalized = deviation * inverse * factor + offset
+    tl.store(out + row * WIDTH + column, normalized.to(out.dtype.element_ty), mask=inside)
+
+
+def warps(width: int) -> int:
+    """Warps of a program: 16 elements a thread, so that a row of 5,120 still fits its registers."""
+    return min(16, max(1, power_of_2(width) // 512))
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x if x.stride(2) == 1 or x.shape[2] == 1 else x.contiguous()
+
+
+def _steps(x: Tensor) -> tuple[int, int]:
+    """Elements from sample to sample and from token to token, 0 along an axis that is shared."""
+    return x.stride(0) if x.shape[0] > 1 else 0, x.stride(1) if x.shape[1] > 1 else 0
+
+
+def _launch(
+    x: Tensor, residual: Tensor | None, gate: Tensor | None, scale: Tensor, shift: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    x, scale, shift = _rows(x), _rows(scale), _rows(shift)
+    other = x if residual is None else _rows(residual)
+    gates = scale if gate is None else _rows(gate)
+    samples, tokens, width = x.shape
+    out = torch.empty(x.shape, dtype=other.dtype, device=x.device)
+    stream = out if residual is None else torch.empty(x.shape, dtype=other.dtype, device=x.device)
+    if out.numel():
+        with on_device_of(x):
+            _kernel[(samples * tokens,)](
+                x,
+                other,
+                gates,
+                scale,
+                shift,
+                out,
+                stream,
+                tokens,
+                *_steps(x),
+                *_steps(other),
+                *_steps(gates),
+                *_steps(scale),
+                *_steps(shift),
+                eps,
+                WIDTH=width,
+                BLOCK=power_of_2(width),
+                BRANCH=residual is not None,
+                GATED=gate is not None,
+                num_warps=warps(width),
+            )
+    return out, stream
+
+
+def ada_norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
+    return _launch(x, None, None, scale, shift, eps)[0]
+
+
+def gated_ada_norm(
+    x: Tensor, residual: Tensor, gate: Tensor | None, scale: Tensor, shift: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    return _launch(x, residual, gate, scale, shift, eps)
+
+
+def _build(width: int, branch: bool) -> Build:
+    pointers = dict.fromkeys(("x", "residual", "out", "stream"), "*bf16")
+    modulations = dict.fromkeys(("gate", "scale", "shift"), "*fp32")
+    steps = {
+        f"{name}_{axis}": "i64" for name in ("x", "residual", "gate", "scale", "shift") for axis in ("sample", "token")
+    }
+    return Build(
+        op="gated_ada_norm" if branch else "ada_norm",
+        case=f"bf16 {width}",
+        kernel=_kernel,
+        signature={**pointers, **modulations, "tokens": "i32", **steps, "eps": "fp32"},
+        constants={"WIDTH": width, "BLOCK": power_of_2(width), "BRANCH": branch, "GATED": branch},
+        num_warps=warps(width),
+        wide=True,
+    )
+
+
+# Wan 1.3B, LTX 2B and Hunyuan 1.5, Wan 5B, LTX 13B, Wan 14B.
+BUILDS = [_build(width, branch) for width in (1536, 2048, 3072, 4096, 5120) for branch in (False, True)]
