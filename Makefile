@@ -52,7 +52,7 @@ $(VENV)/.stamp-install: $(INSTALL_INPUTS) $(VENV)/.stamp-torch
 
 $(VENV)/.stamp-test: $(INSTALL_INPUTS) $(VENV)/.stamp-torch
 	@echo "building and installing glimt with what its tests need"
-	@$(PIP) --no-build-isolation -e '.[test,oracle,judge,train,triton]'
+	@$(PIP) --no-build-isolation -e '.[test,oracle,judge,train,triton,bench]'
 	@touch $@ $(VENV)/.stamp-install
 
 # ---- what people ask for ---------------------------------------------------------------------------------------------

@@ -39,24 +39,26 @@ class Workload:
     sizes: Mapping[str, int] = field(default_factory=dict)
 
 
-def providers(workload: Workload, asked: Sequence[str], extra: Mapping[str, Run]) -> tuple[dict[str, Run], list[str]]:
-    """(callables by name, reasons for those that cannot run): eager, compile, every implementation, and ``extra``.
+def providers(
+    workload: Workload, asked: Sequence[str], extra: Mapping[str, Run]
+) -> tuple[dict[str, Run], dict[str, str]]:
+    """(callables by name, reasons of those that cannot run): eager, compile, every implementation, and ``extra``.
 
     Args:
         asked: names; empty for all but ``reference``, whose speed is nobody's concern.
         extra: of a provider file, called with the workload's arguments.
     """
     found: dict[str, Run] = {"eager": workload.eager, "compile": torch.compile(workload.eager, dynamic=False)}
-    reasons = []
-    op = dispatch.op(workload.op)
+    reasons = {}
+    op = dispatch.find(workload.op)
     for candidate in op.candidates:
         wrong = dispatch.unsupported_reasons(candidate, op.case(workload.args))
         if wrong:
-            reasons.append(f"{candidate.impl}: {'; '.join(wrong)}")
+            reasons[candidate.impl] = "; ".join(wrong)
         else:
             found[candidate.impl] = candidate.run
     found |= extra
-    unknown = [name for name in asked if name not in found and not any(r.startswith(f"{name}:") for r in reasons)]
+    unknown = [name for name in asked if name not in found and name not in reasons]
     if unknown:
         raise ValueError(f"{workload.op}: no provider {', '.join(unknown)}; there are {', '.join(found)}")
     names = asked or [name for name in found if name != "reference"]

@@ -26,6 +26,7 @@ try:
     import triton.language as tl
 except ImportError as error:
     ABSENT: str | None = f"Triton could not be imported ({error}); install it with: pip install 'glimt[triton]'"
+    tl = None  # kernels are defined all the same, and never run
 else:
     ABSENT = None
 

@@ -11,9 +11,7 @@ from benchmarks.kernels.workload import Workload
 from benchmarks.shapes import Shape
 
 
-def eager(
-    x: Tensor, residual: Tensor, gate: Tensor, scale: Tensor, shift: Tensor, eps: float
-) -> tuple[Tensor, Tensor]:
+def eager(x: Tensor, residual: Tensor, gate: Tensor, scale: Tensor, shift: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     stream = (residual.float() + x * gate).type_as(residual)
     return ada_norm.eager(stream, scale, shift, eps), stream
 

@@ -27,9 +27,7 @@ def _one(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float) -> Ten
 
 
 def workload(name: str, shape: Shape, dtype: torch.dtype, device: torch.device) -> Workload:
-    q, k = (
-        torch.randn(1, shape.tokens, shape.heads, shape.head_dim, device=device).to(dtype) for _ in range(2)
-    )
+    q, k = (torch.randn(1, shape.tokens, shape.heads, shape.head_dim, device=device).to(dtype) for _ in range(2))
     q_weight, k_weight = (1 + 0.1 * torch.randn(shape.width, device=device).to(dtype) for _ in range(2))
     angle = torch.randn(shape.tokens, shape.head_dim // 2, device=device)
     cos, sin = angle.cos(), angle.sin()
