@@ -6,6 +6,7 @@
 # PYTHON=python3.12      the interpreter that makes .venv
 # PIP_ARGS="..."         more for pip, such as --index-url of PyTorch's CPU builds (PyPI's bring CUDA along)
 # GLIMT_CUDA=OFF         CUDA kernels: AUTO (if an nvcc is found; the default), ON (fail without one) or OFF
+# PYTEST_ARGS="..."      more for pytest in `make test`, such as -vv (each test), -ra (skips), --durations=10 (slowest)
 # PROMPT="..."           what `make demo` draws
 # BENCH_ARGS="..."       options of `python -m benchmarks.cpu`
 SHELL := bash
@@ -16,6 +17,7 @@ SHELL := bash
 PYTHON ?= python3
 PIP_ARGS ?=
 export GLIMT_CUDA ?= AUTO
+PYTEST_ARGS ?=
 PROMPT ?= a red ball rolls left over a green floor
 BENCH_ARGS ?=
 VENV := .venv
@@ -79,7 +81,7 @@ lint: $(VENV)/.stamp-test
 	@$(BIN)/mypy --no-error-summary
 
 unit: $(VENV)/.stamp-test
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q -o console_output_style=classic $(PYTEST_ARGS)
 
 format: $(VENV)/.stamp-test
 	@$(BIN)/ruff check --quiet --fix .
