@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -107,6 +108,12 @@ def test_garbage_is_read_without_a_crash_and_judged_wrong() -> None:
             result = judge_clip(frames, _scene(motion))
             assert result["all_right"] is False
             assert not (result["colour 1"] and result["shape 1"] and result["motion 1"])
+
+
+def test_without_opencv_the_error_says_what_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(ImportError, match=r"make test .*pip install -e '\.\[judge\]'"):
+        read_clip(np.zeros((1, 8, 8, 3), np.uint8))
 
 
 def test_what_is_no_clip_is_refused() -> None:
