@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import time
 from typing import TYPE_CHECKING, Any
 
 from glimt.cli.asking import Problems, generate_request, planned
@@ -40,10 +41,11 @@ def _generate(namespace: argparse.Namespace) -> dict[str, Any]:
     with problems.gathered():
         outputs.check(fps=namespace.fps or 1)
     request = generate_request(namespace, namespace.preview_every or 0)
+    began = time.perf_counter()
+    engine, plan = planned(namespace, request, problems)
+    _check(plan, outputs, problems)
     with progress(namespace.quiet) as show:
-        show.begin("load")
-        engine, plan = planned(namespace, request, problems)
-        _check(plan, outputs, problems)
+        show.begin("load", began=began)
         engine.preload()
         show.end()
         warn(plan, show)
