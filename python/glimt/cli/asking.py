@@ -61,10 +61,8 @@ def planned(
         if any(name is not None and whereabouts(name) == "hub" for name in (namespace.model, namespace.base)):
             raise problems.error()
         config = config.override(offline=True)
-    from glimt.engine import Engine  # takes a second: PyTorch comes with it
-
     with problems.gathered():
-        engine = Engine.open(namespace.model, config, base=namespace.base)
+        engine = opened(namespace, namespace.model, config)
         plan = engine.plan(request)
         if plan.request.image is not None:
             from glimt.pipeline.condition import load_pictures
@@ -72,6 +70,19 @@ def planned(
             load_pictures(plan.request)
         return engine, plan
     raise problems.error()
+
+
+def opened(namespace: argparse.Namespace, model: str, config: EngineConfig) -> Engine:
+    """The engine of ``model``, its weights not read yet, but downloaded where it is on the Hub.
+
+    The Hub draws bars of its own, so none of ours may be on the screen meanwhile; with ``--quiet`` it draws none.
+    """
+    from glimt.engine import Engine  # takes a second: PyTorch comes with it
+    from glimt.weights.hub import quiet_downloads
+
+    is_quiet = getattr(namespace, "quiet", False)  # `glimt plan` has no such option
+    with quiet_downloads(model, namespace.base) if is_quiet else contextlib.nullcontext():
+        return Engine.open(model, config, base=namespace.base)
 
 
 def engine_config(namespace: argparse.Namespace, recorded: dict[str, Any] | None = None) -> EngineConfig:

@@ -28,7 +28,7 @@ _NEEDED = {
 }
 _EPILOG = """\
 exit codes: 0 done; 1 the frames differ (reproduce), or a fault in glimt; 2 the request cannot be met;
-            130 interrupted (unfinished files are removed)"""
+            130 interrupted (no file of the run is left)"""
 
 
 class UsageError(Exception):

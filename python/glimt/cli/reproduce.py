@@ -8,10 +8,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from glimt.cli.asking import engine_config
+from glimt.cli.asking import engine_config, opened
 from glimt.cli.outcome import Outcome
 from glimt.cli.progress import Progress, progress
 from glimt.errors import CheckpointError
@@ -35,9 +36,10 @@ def run(namespace: argparse.Namespace) -> Outcome:
     request = _request(record)
     settings = record.get("config", {})
     config = engine_config(namespace, {name: settings[name] for name in _RECORDED_SETTINGS if name in settings})
+    began = time.perf_counter()
+    engine = _open(namespace, record["model"].get("name"), config)
     with progress(namespace.quiet) as show:
-        show.begin("check")
-        engine = _open(namespace, record["model"].get("name"), config)
+        show.begin("check", began=began)
         differences = _differences(record, engine.provenance(request))
         show.end()
         same_model = not any(line.startswith("model") for line in differences)
@@ -70,12 +72,10 @@ def _request(record: dict[str, Any]) -> GenerateRequest:
 
 
 def _open(namespace: argparse.Namespace, recorded: Any, config: Any) -> Engine:
-    from glimt.engine import Engine
-
     if namespace.model is not None:
-        return Engine.open(namespace.model, config, base=namespace.base)
+        return opened(namespace, namespace.model, config)
     try:
-        return Engine.open(str(recorded), config, base=namespace.base)
+        return opened(namespace, str(recorded), config)
     except CheckpointError as error:
         hint = f"the record names the model {recorded!r}: if it has another place here, say where with --model"
         raise CheckpointError(*error.problems[:-1], f"{error.problems[-1]}\n{hint}") from error

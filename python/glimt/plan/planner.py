@@ -292,15 +292,12 @@ def _choices(case: Case) -> tuple[OpChoice, ...]:
     """What runs each op that the networks call for ``case``, as they say themselves."""
     import torch
 
-    from glimt.models.linear import library
+    from glimt.models.linear import OPS, library
     from glimt.models.wan import transformer, vae_ops
     from glimt_kernels import inventory, wants_references
 
     name, reasons = library(case)
-    choices = [
-        OpChoice(op, name, tuple(f"{op}: onednn cannot run here: {reason}" for reason in reasons))
-        for op in ("linear", "convolution")
-    ]
+    choices = [OpChoice(op, name, tuple(f"{op}: onednn cannot run here: {reason}" for reason in reasons)) for op in OPS]
     wanted = dict.fromkeys((*transformer.kernels_used(case), *vae_ops.kernels_used(case)), case)
     wanted["frames_to_uint8"] = case._replace(dtype=torch.float32)  # pixels are float32 whatever made them
     for op, its_case in wanted.items():

@@ -5,8 +5,10 @@ The network is touched in :func:`_download` alone, and not at all when offline. 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -92,6 +94,22 @@ def whereabouts(model: str) -> str:
         return "disk" if _exists(Path(model).expanduser()) else "nowhere"
     folder = _hub_cache() / f"models--{match['id'].replace('/', '--')}" / "snapshots"
     return "downloaded" if folder.is_dir() else "hub"
+
+
+@contextlib.contextmanager
+def quiet_downloads(*models: str | None) -> Iterator[None]:
+    """While this lasts, the Hub shows no progress of what it downloads, if any of ``models`` may come from there."""
+    if not any(model is not None and whereabouts(model) in ("downloaded", "hub") for model in models):
+        yield
+        return
+    bars = _huggingface_hub().utils
+    were_shown = not bars.are_progress_bars_disabled()
+    bars.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if were_shown:
+            bars.enable_progress_bars()
 
 
 def _hub_cache() -> Path:
