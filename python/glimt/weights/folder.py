@@ -3,7 +3,8 @@
     model_index.json                        which class each component is, and settings of the pipeline
     transformer/  vae/  text_encoder/ ...   config.json and safetensors files of each
 
-Importing this module imports no torch; :meth:`CheckpointFolder.load_component` does.
+Tensors are matched by the headers of their files with the modules they are for; importing this module imports no torch,
+reading a folder does.
 """
 
 from __future__ import annotations
@@ -118,7 +119,7 @@ class Component:
 
 @dataclass(frozen=True, eq=False)
 class CheckpointFolder:
-    """A checkpoint that was found whole: every component's config read and weight files' headers checked.
+    """A checkpoint that was found whole: every component's config read, and its files' headers matched with its class.
 
     Attributes:
         name: as it was asked for: the bundled model's name, a Hub id, or the folder's own name.
@@ -201,7 +202,8 @@ def read_folder(root: Path, *, name: str = "", allow_pickle: bool = False) -> Ch
 
     Raises:
         CheckpointError: one, with everything that is wrong: no or a broken ``model_index.json``, unknown classes,
-            missing or broken configs, missing, truncated or corrupted weight files, pickles without ``allow_pickle``.
+            missing or broken configs, missing, truncated or corrupted weight files, pickles without ``allow_pickle``,
+            missing, extra or mis-shaped tensors.
     """
     index_file = root / "model_index.json"
     if not index_file.is_file():
@@ -296,7 +298,7 @@ def _read_component(root: Path, name: str, value: list[Any], allow_pickle: bool)
 
 
 def read_component(path: Path, name: str, class_name: str, *, allow_pickle: bool = False) -> Component:
-    """One component's folder. Raises CheckpointError with all that is wrong with its config and files."""
+    """One component's folder. Raises CheckpointError with all that is wrong with its config, files and tensors."""
     role = ROLES[name]
     problems: list[str] = []
     config: Mapping[str, Any] = {}
@@ -315,7 +317,17 @@ def read_component(path: Path, name: str, class_name: str, *, allow_pickle: bool
         problems.append(f"{path}: the folder is empty")
     if problems:
         raise CheckpointError(*problems)
-    return Component(name, class_name, path, MappingProxyType(dict(config)), files, MappingProxyType(dict(entries)))
+    found = Component(name, class_name, path, MappingProxyType(dict(config)), files, MappingProxyType(dict(entries)))
+    if problems := misfits(found):
+        raise CheckpointError(*problems)
+    return found
+
+
+def misfits(*components: Component) -> list[str]:
+    """Every tensor that is missing, extra or misshapen in any of ``components``."""
+    from glimt.weights.components import tensor_problems
+
+    return [problem for component in components for problem in tensor_problems(component)]
 
 
 def _read_config(file: Path, class_name: str, role: Role) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """From what a user calls a model to a checkpoint on this disk: the bundled one, a folder, a file, or a Hub id.
 
-The network is touched in :func:`_download` alone, and not at all when offline. Standard library only until then.
+The network is touched in :func:`_download` alone, and not at all when offline. Finding a model takes the standard
+library alone; opening it, the networks' classes.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from typing import Any
 from glimt.errors import CheckpointError, MissingDependencyError
 from glimt.models.zoo import BUNDLED, KNOWN
 from glimt.suggest import did_you_mean, nearest
-from glimt.weights.folder import ROLES, CheckpointFolder, read_folder
-from glimt.weights.official import is_official_folder, read_official
+from glimt.weights.folder import ROLES, CheckpointFolder, Component, read_folder
+from glimt.weights.official import is_official_folder, transformers, with_base
 
 _HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 _FILE_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
@@ -29,7 +30,7 @@ def open_model(
     offline: bool | None = None,
     allow_pickle: bool = False,
 ) -> CheckpointFolder:
-    """Find a model and read what is in it, without its tensors.
+    """Find a model and match what its files say they hold with its networks. Reads no tensor.
 
     Args:
         model: see :func:`resolve`.
@@ -37,7 +38,8 @@ def open_model(
             (a single file, or a folder of official Wan files).
 
     Raises:
-        CheckpointError: not found, or anything that is wrong with it, all at once.
+        CheckpointError: not found, or anything that is wrong with it, all components at once: what their files lack,
+            have too much, or have in other shapes. (Pickles do not say before they are loaded.)
     """
     path = resolve(model, offline=offline, allow_pickle=allow_pickle)
     name = BUNDLED if os.fspath(model) == BUNDLED else os.fspath(model) if _hub_match(model) else ""
@@ -47,8 +49,27 @@ def open_model(
                 f"{path}: is a whole checkpoint, so base={os.fspath(base)!r} has no use; leave it out"
             )
         return read_folder(path, name=name.partition("@")[0], allow_pickle=allow_pickle)
-    whole = open_model(base, offline=offline, allow_pickle=allow_pickle) if base is not None else None
-    return read_official(path, whole, allow_pickle=allow_pickle)
+    return _open_parts(path, base, offline, allow_pickle)
+
+
+def _open_parts(
+    path: Path, base: str | os.PathLike[str] | None, offline: bool | None, allow_pickle: bool
+) -> CheckpointFolder:
+    """Transformers alone and the rest from a base; what is wrong with either is told together."""
+    found: list[Component] = []
+    whole: CheckpointFolder | None = None
+    problems: list[str] = []
+    try:
+        found = transformers(path, allow_pickle=allow_pickle)
+    except CheckpointError as error:
+        problems += error.problems
+    try:
+        whole = open_model(base, offline=offline, allow_pickle=allow_pickle) if base is not None else None
+    except CheckpointError as error:
+        problems += error.problems
+    if problems:
+        raise CheckpointError(*problems)
+    return with_base(path, found, whole)
 
 
 def resolve(model: str | os.PathLike[str], *, offline: bool | None = None, allow_pickle: bool = False) -> Path:
