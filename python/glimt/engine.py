@@ -26,7 +26,7 @@ from glimt.models.zoo import BUNDLED, ModelCard
 from glimt.pipeline.components import Components
 from glimt.pipeline.events import Event, FrameChunk, Frames, StageEvent
 from glimt.pipeline.run import run
-from glimt.plan import GenerationPlan, Planner
+from glimt.plan import EXPERTS, GenerationPlan, Planner
 from glimt.report import Provenance, RunReport, VideoResult, frames_sha256
 from glimt.request import GenerateRequest, ResolvedRequest
 from glimt.weights.hub import open_model
@@ -91,7 +91,7 @@ class Engine:
             CheckpointError: everything that is wrong with them.
         """
         if self._planner.weights_fit():
-            self._components.preload("transformer", "transformer_2", "vae")
+            self._components.preload(*EXPERTS, "vae")
 
     @property
     def card(self) -> ModelCard:

@@ -54,6 +54,7 @@ class Behaviour:
     name: str = "fake"
     salt: str = ""
     fallbacks: tuple[str, ...] = ()
+    staged: bool = False
     versions: dict[str, str] = field(default_factory=lambda: {"glimt": "0"})
     trace: list[str] = field(default_factory=list)
 
@@ -90,6 +91,7 @@ class Engine:
             request=resolved,
             to_dict=resolved.to_dict,
             require_fit=lambda: None,
+            staged=behaviour.staged,
             notes=notes,
             fallbacks=behaviour.fallbacks,
         )

@@ -183,6 +183,12 @@ def test_the_model_is_digested_before_the_work(glimt, engine):
     assert engine.trace == ["load glimt-world", "provenance", "closed"]
 
 
+def test_nothing_is_loaded_ahead_for_a_run_that_would_let_go_of_it(glimt, engine):
+    engine.staged = True
+    assert glimt("generate", "a ball", "-o", "a.mp4")[0] == 0
+    assert engine.trace == ["provenance", "closed"]
+
+
 def test_where_it_cannot_be_written_is_known_before_the_model_is_loaded(glimt, engine):
     assert glimt("generate", "a ball", "-o", "no/a.mp4")[0] == 2
     assert engine.trace == []

@@ -43,7 +43,8 @@ def _generate(namespace: argparse.Namespace) -> dict[str, Any]:
         show.begin("load")
         engine, plan = planned(namespace, request, problems)
         _check(plan, outputs, problems)
-        engine.preload()
+        if not plan.staged:  # a staged run loads each network when its stage comes
+            engine.preload()
         show.end()
         warn(plan, show)
         return _run(engine, _with_previews(plan.request, outputs), outputs, show)

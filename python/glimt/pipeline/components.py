@@ -19,7 +19,8 @@ from glimt.models.wan.transformer import WanTransformer
 from glimt.models.wan.vae import WanVae
 from glimt.models.zoo import TEXT_TOKENS
 from glimt.pipeline.condition import Picture
-from glimt.pipeline.denoise import EXPERTS
+from glimt.plan import EXPERTS
+from glimt.weights.components import check_values
 from glimt.weights.folder import CheckpointFolder
 
 T = TypeVar("T")
@@ -65,6 +66,7 @@ class Components:
         self._folder, self._device, self._allow_pickle = folder, device, allow_pickle
         self._dtype: torch.dtype = getattr(torch, dtype)
         self._held: dict[str, Any] = {}
+        self._sound: set[str] = set()  # components whose every value was looked at, as loading does
         self._locks = {name: threading.Lock() for name in folder.components}
         self._embeddings = Embeddings()
 
@@ -99,6 +101,18 @@ class Components:
             if name in self._locks:
                 self._get(name, partial(self._load, name))
 
+    def check(self, name: str) -> None:
+        """Read a component's weights once, unless this was done, and keep none. Raises CheckpointError."""
+        component = self._folder.component(name)
+        with self._locks[name]:
+            if name not in self._sound:
+                check_values(component, allow_pickle=self._allow_pickle)
+                self._sound.add(name)
+
+    def keep_only(self, *names: str) -> None:
+        """Release all others."""
+        self.release(*(name for name in self._locks if name not in names))
+
     def release(self, *names: str) -> None:
         """Keep these no longer; runs that use them still do."""
         for name in names:
@@ -122,7 +136,9 @@ class Components:
             return cast(T, self._held[name])
 
     def _load(self, name: str) -> nn.Module:
-        return self._folder.load_component(name, self._device, self._dtype, allow_pickle=self._allow_pickle)
+        module = self._folder.load_component(name, self._device, self._dtype, allow_pickle=self._allow_pickle)
+        self._sound.add(name)
+        return module
 
     def _load_text_encoder(self) -> TextEncoder:
         tokenizer = PromptTokenizer(self._folder.component("tokenizer").path, TEXT_TOKENS)

@@ -30,10 +30,11 @@ if TYPE_CHECKING:
 _IMPLS = {"cpu": ("native",), "cuda": ("cuda", "triton")}
 _ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _CHARS_PER_TOKEN = 3  # about, for sizing the work on a prompt before it is tokenized
-_STAGE_WEIGHTS = {
+EXPERTS = ("transformer", "transformer_2")  # for high noise, for low
+_NETWORKS = {
     "text": ("text_encoder",),
     "image": ("image_encoder", "vae"),
-    "denoise": ("transformer", "transformer_2"),
+    "denoise": EXPERTS,
     "decode": ("vae",),
 }
 
@@ -124,7 +125,8 @@ class Planner:
         return choices
 
     def weights_fit(self) -> bool:
-        """Whether all components fit in the memory budget together."""
+        """Whether all components fit in the memory budget together; there may be no room for a request's activations
+        beside them, and it then runs staged."""
         limit = memory.budget(self.config.memory_budget_bytes, self.device).limit_bytes
         return sum(self.weights_bytes.values()) <= limit
 
@@ -253,22 +255,27 @@ class _Work:
         found["decode"] = memory.decode_bytes(planner.vae, latents, memory.decode_chunk(planner.vae, latents), item)
         return found
 
+    def networks(self, stage: str) -> tuple[str, ...]:
+        """The components with weights that a stage runs."""
+        previews = ("vae",) if stage == "denoise" and self.asked.preview_every else ()
+        return tuple(name for name in (*_NETWORKS[stage], *previews) if name in self.planner.weights_bytes)
+
     def peaks(self, clip: PixelGrid, *, staged: bool) -> dict[str, int]:
         """Bytes of each stage: all weights, or only its own, and its activations."""
         weights = self.planner.weights_bytes
         found = {}
-        for name, size in self.activations(clip, staged=staged).items():
-            own = [weights.get(part, 0) for part in _STAGE_WEIGHTS[name]]
-            if name == "denoise":  # two experts are never needed at once, so a staged run holds the larger
-                own = [max(own), weights["vae"] if self.asked.preview_every else 0]
-            found[name] = sum(own if staged else weights.values()) + size
+        for stage, size in self.activations(clip, staged=staged).items():
+            own = {name: weights[name] for name in self.networks(stage)}
+            if EXPERTS[1] in own:  # two experts are never needed at once: a staged run holds the larger
+                own[EXPERTS[0]] = max(own[EXPERTS[0]], own.pop(EXPERTS[1]))
+            found[stage] = sum((own if staged else weights).values()) + size
         return found
 
     def stages(self, staged: bool) -> tuple[tuple[StagePlan, ...], str]:
         rate = profile.machine_rate(self.planner.device, self.planner.dtype)
         peaks = self.peaks(self.asked.pixel_grid(), staged=staged)
         stages = tuple(
-            StagePlan(name, flops, profile.estimated_seconds(name, flops, rate), peaks[name])
+            StagePlan(name, self.networks(name), flops, profile.estimated_seconds(name, flops, rate), peaks[name])
             for name, flops in self.flops(staged).items()
         )
         return stages, f"estimated from {rate.flops_per_s / 1e9:.0f} GFLOP/s measured ({rate.source})"

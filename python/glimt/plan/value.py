@@ -25,12 +25,14 @@ class StagePlan:
 
     Attributes:
         name: text, image, denoise or decode.
+        networks: the components it runs. In a staged run no others are in memory, and of two experts one at a time.
         flops: of matrix products and convolutions (``glimt.profile``).
         seconds: estimated.
         peak_bytes: estimated: the weights in memory during the stage and its activations.
     """
 
     name: str
+    networks: tuple[str, ...]
     flops: int
     seconds: float
     peak_bytes: int
