@@ -192,6 +192,7 @@ class Engine:
         return Provenance(
             model=plan.model,
             model_digest=self.digest,
+            origin=self._planner.folder.origin,
             request=plan.request,
             config=self.config.to_dict(),
             device=plan.device,

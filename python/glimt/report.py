@@ -18,6 +18,7 @@ import numpy.typing as npt
 from glimt.env import versions
 from glimt.errors import OutputError
 from glimt.request import ResolvedRequest
+from glimt.weights.origin import Origin
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -93,6 +94,7 @@ class Provenance:
 
     Attributes:
         model, model_digest: name, and SHA-256 over all components. ``components``: SHA-256 of each.
+        origin: what the model was called when it was opened, and its base.
         request: the whole request, nothing left to defaults.
         config: the engine's settings.
         device, dtype: where and in which arithmetic it ran.
@@ -103,6 +105,7 @@ class Provenance:
 
     model: str
     model_digest: str
+    origin: Origin
     request: ResolvedRequest
     config: dict[str, Any]
     device: str
@@ -118,7 +121,12 @@ class Provenance:
         Its request is that of the one variant alone, so that every file can be made again by itself.
         """
         return {
-            "model": {"name": self.model, "digest": self.model_digest, "components": self.components},
+            "model": {
+                "name": self.model,
+                **self.origin.to_dict(),
+                "digest": self.model_digest,
+                "components": self.components,
+            },
             "request": self.request.variant(variant).to_dict(),
             "config": {**self.config, "device": self.device, "dtype": self.dtype},
             "versions": self.versions,

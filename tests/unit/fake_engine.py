@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 import time
 import types
@@ -19,6 +20,9 @@ from glimt.errors import CheckpointError
 from glimt.pipeline.events import FrameChunk, StageEvent, StepState
 from glimt.report import Provenance, RunReport
 from glimt.request import GenerateRequest, ResolvedRequest
+from glimt.weights.origin import Origin
+
+StrPath = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
@@ -69,17 +73,18 @@ class Engine:
         self.model = model
 
     @classmethod
-    def load(cls, model: str = "glimt-world", config: Any = None, base: str | None = None) -> Engine:
+    def load(cls, model: StrPath = "glimt-world", config: Any = None, base: StrPath | None = None) -> Engine:
         engine = cls.open(model, config, base)
         engine.preload()
         return engine
 
     @classmethod
-    def open(cls, model: str = "glimt-world", config: Any = None, base: str | None = None) -> Engine:
-        if model not in ("glimt-world", behaviour.name):
-            raise CheckpointError(f"no model {model!r}")
+    def open(cls, model: StrPath = "glimt-world", config: Any = None, base: StrPath | None = None) -> Engine:
+        name = os.fspath(model)
+        if name not in ("glimt-world", behaviour.name):
+            raise CheckpointError(f"no model {name!r}")
         print("a library prints what nobody asked for")
-        return cls(config, model)
+        return cls(config, name)
 
     def preload(self) -> None:
         behaviour.trace.append(f"load {self.model}")
@@ -101,6 +106,7 @@ class Engine:
         return Provenance(
             model=self.card.name,
             model_digest=behaviour.digest,
+            origin=Origin(self.model),
             request=_resolved(request),
             config=self.config.to_dict(),
             device="cpu",

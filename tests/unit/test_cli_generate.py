@@ -302,7 +302,8 @@ sys.exit(main(["generate", "a ball", "-o", "a.mp4"]))
 
 @pytest.fixture
 def made(glimt):
-    assert glimt("generate", "a ball", "-o", "a.mp4", "--seed", "7", "--variants", "2")[0] == 0
+    words = ["--model", "fake", "--seed", "7", "--variants", "2"]
+    assert glimt("generate", "a ball", "-o", "a.mp4", *words)[0] == 0
     return ["a-7.mp4", "a-8.mp4"]
 
 
@@ -347,4 +348,4 @@ def test_a_video_without_a_record_and_a_model_that_has_gone_are_explained(glimt,
     engine.name = "moved away"
     code, _, err = glimt("reproduce", made[0])
     assert code == 2
-    assert "--model" in err
+    assert "no model 'fake'" in err and "say where with --model" in err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import struct
 
 import numpy as np
@@ -27,7 +28,8 @@ def glimt(tmp_path, monkeypatch, capsys):
     model = str(tiny.folder("ti2v"))
 
     def run(*words: str) -> tuple[int, dict]:
-        code = main([words[0], "--model", model, *words[1:], "--json"])
+        named = [] if words[0] == "reproduce" else ["--model", model]
+        code = main([words[0], *named, *words[1:], "--json"])
         return code, json.loads(capsys.readouterr().out)
 
     return run
@@ -42,6 +44,25 @@ def test_every_variant_of_a_run_is_made_again_alone(glimt):
     for video in made["videos"]:
         code, found = glimt("reproduce", video["path"])
         assert (code, found["identical"], found["made"]) == (0, True, video["sha256"])
+
+
+def test_a_record_finds_its_model_as_it_was_typed_and_says_no_more_of_its_place(glimt, tmp_path, monkeypatch):
+    shutil.copytree(tiny.folder("ti2v"), tmp_path / "models/tiny")
+    shutil.copytree(tiny.folder("ti2v") / "transformer", tmp_path / "mine")
+    assert glimt("generate", "a red ball", "-o", "a.mp4", *SIZE, "--model", "models/tiny")[0] == 0
+    parts = ["--model", "./mine", "--base", "models/tiny"]
+    assert glimt("generate", "a red ball", "-o", "b.mp4", *SIZE, *parts)[0] == 0
+    for name in ("a.mp4", "b.mp4"):
+        code, found = glimt("reproduce", name)
+        assert (code, found["identical"]) == (0, True)
+        assert str(tmp_path) not in json.dumps(read_record(name))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    code, found = glimt("reproduce", "../b.mp4")
+    assert code == 2
+    told = "\n".join(found["error"]["problems"])
+    assert "'./mine' with the base 'models/tiny'" in told and "with --model and --base" in told
+    assert glimt("reproduce", "../a.mp4", "--model", "../models/tiny")[0] == 0
 
 
 def test_a_video_from_a_picture_is_made_again_only_while_the_picture_is_the_same(glimt, tmp_path):

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from glimt.errors import CheckpointError
 from glimt.weights import hub
 from glimt.weights.hub import download_patterns, open_model, resolve, whereabouts
+from glimt.weights.origin import Origin
 from glimt.weights.reader import MappedTensors
 
 
@@ -243,3 +244,30 @@ def test_opening_reads_headers_and_no_tensors(tmp_path: Path, monkeypatch: pytes
     root = tiny.write_checkpoint(tmp_path / "tiny", image=True)
     monkeypatch.setattr(MappedTensors, "tensor", lambda *_: pytest.fail("a tensor was read"))
     assert open_model(root).component("vae").entries
+
+
+def test_what_a_model_was_called_is_kept_and_opens_the_same_again(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = "0" * 40
+    repo = cache / "models--org--name"
+    root = tiny.write_checkpoint(repo / "snapshots" / commit)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "v1").write_text(commit)
+    folder = open_model("org/name@v1", offline=True)
+    assert (folder.name, folder.origin) == ("org/name", Origin("org/name@v1", commit))
+    (repo / "refs" / "v1").unlink()  # a branch moves on, a commit stays
+    assert resolve(folder.origin.again(), offline=True) == root
+    monkeypatch.chdir(root.parent)
+    (tmp_path / "mine").mkdir()
+    state = tiny.transformer(num_attention_heads=1, attention_head_dim=128).state_dict()
+    save_file(state, tmp_path / "mine/wan.safetensors")
+    lone = open_model(f"{tmp_path}/mine/wan.safetensors", base=commit).origin
+    assert lone == Origin(f"{tmp_path}/mine/wan.safetensors", base=Origin(commit))
+    assert Origin.from_dict({"name": "wan", **lone.to_dict()}) == lone
+
+
+def test_a_recorded_path_is_never_taken_for_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "no such file or folder" in error(Origin("models/tiny").again())
+    assert Origin("glimt-world").again() == "glimt-world"

@@ -16,11 +16,13 @@ from glimt.cli.outcome import Outcome
 from glimt.cli.progress import Progress, progress
 from glimt.errors import CheckpointError
 from glimt.request import GenerateRequest
+from glimt.weights.origin import Origin
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from glimt.config import EngineConfig
     from glimt.engine import Engine
 
 # What a record may decide here. Whether to run pickles or to use the network is not for a file to say.
@@ -37,7 +39,7 @@ def run(namespace: argparse.Namespace) -> Outcome:
     config = engine_config(namespace, {name: settings[name] for name in _RECORDED_SETTINGS if name in settings})
     with progress(namespace.quiet) as show:
         show.begin("check")
-        engine = _open(namespace, record["model"].get("name"), config)
+        engine = _open(namespace, Origin.from_dict(record["model"]), config)
         differences = _differences(record, engine.provenance(request))
         show.end()
         same_model = not any(line.startswith("model") for line in differences)
@@ -69,15 +71,19 @@ def _request(record: dict[str, Any]) -> GenerateRequest:
     return dataclasses.replace(GenerateRequest.from_dict(record["request"]), preview_every=0)
 
 
-def _open(namespace: argparse.Namespace, recorded: Any, config: Any) -> Engine:
+def _open(namespace: argparse.Namespace, recorded: Origin, config: EngineConfig) -> Engine:
+    """The model that was named, else that of the record, where the record says it was."""
     from glimt.engine import Engine
 
     if namespace.model is not None:
         return Engine.open(namespace.model, config, base=namespace.base)
+    base = namespace.base or (recorded.base and recorded.base.again())
     try:
-        return Engine.open(str(recorded), config, base=namespace.base)
+        return Engine.open(recorded.again(), config, base=base)
     except CheckpointError as error:
-        hint = f"the record names the model {recorded!r}: if it has another place here, say where with --model"
+        parts = f"{recorded.source!r}" + (f" with the base {recorded.base.source!r}" if recorded.base else "")
+        options = "--model and --base" if recorded.base else "--model"
+        hint = f"the record names the model {parts}: if it has another place here, say where with {options}"
         raise CheckpointError(*error.problems[:-1], f"{error.problems[-1]}\n{hint}") from error
 
 

@@ -22,6 +22,7 @@ from glimt.models.zoo import PIPELINES, ModelCard, make_card
 from glimt.suggest import did_you_mean
 from glimt.weights import digest
 from glimt.weights.header import TensorEntry, read_headers, read_json, shorten, weight_files
+from glimt.weights.origin import Origin
 
 if TYPE_CHECKING:
     import torch
@@ -124,6 +125,7 @@ class CheckpointFolder:
     Attributes:
         name: as it was asked for: the bundled model's name, a Hub id, or the folder's own name.
         root: the folder (or the single file) it was opened from.
+        origin: how to ask for it again.
         pipeline: class name of the Diffusers pipeline.
         settings: the pipeline's own settings, such as ``boundary_ratio`` and ``expand_timesteps``.
         components: by role; absent ones are not there.
@@ -131,6 +133,7 @@ class CheckpointFolder:
 
     name: str
     root: Path
+    origin: Origin
     pipeline: str
     settings: Mapping[str, Any]
     components: Mapping[str, Component]
@@ -231,6 +234,7 @@ def read_folder(root: Path, *, name: str = "", allow_pickle: bool = False) -> Ch
     return CheckpointFolder(
         name or root.resolve().name,
         root,
+        Origin(str(root)),
         index["_class_name"],
         MappingProxyType(settings),
         MappingProxyType(components),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -42,13 +43,24 @@ def open_model(
             have too much, or have in other shapes. (Pickles do not say before they are loaded.)
     """
     path = resolve(model, offline=offline, allow_pickle=allow_pickle)
-    name = BUNDLED if os.fspath(model) == BUNDLED else os.fspath(model) if _hub_match(model) else ""
+    asked, match = os.fspath(model), _hub_match(model)
+    name = match["id"] if match else BUNDLED if asked == BUNDLED else ""
+    folder = _open_found(path, name, base, offline, allow_pickle)
+    # The Hub's cache has a folder for each commit.
+    origin = replace(folder.origin, source=asked, revision=path.name if match else "")
+    return replace(folder, origin=origin)
+
+
+def _open_found(
+    path: Path, name: str, base: str | os.PathLike[str] | None, offline: bool | None, allow_pickle: bool
+) -> CheckpointFolder:
+    """What is at ``path``: a whole checkpoint, or transformers alone."""
     if path.is_dir() and not is_official_folder(path):
         if base is not None:
             raise CheckpointError(
                 f"{path}: is a whole checkpoint, so base={os.fspath(base)!r} has no use; leave it out"
             )
-        return read_folder(path, name=name.partition("@")[0], allow_pickle=allow_pickle)
+        return read_folder(path, name=name, allow_pickle=allow_pickle)
     return _open_parts(path, base, offline, allow_pickle)
 
 

@@ -20,6 +20,7 @@ from glimt.models.wan.config import WanTransformerConfig
 from glimt.models.wan.keymap import from_official, vae_from_official
 from glimt.weights.folder import CheckpointFolder, Component, misfits
 from glimt.weights.header import TensorEntry, other_format, read_headers, read_json, shorten, weight_files
+from glimt.weights.origin import Origin
 
 HEAD_DIM = 128  # of every published Wan transformer
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "")
@@ -102,7 +103,8 @@ def with_base(path: Path, components: list[Component], base: CheckpointFolder | 
     vae = _official_vae(path, base)
     if problems := [*_base_problems(path, components, base), *misfits(*vae)]:
         raise CheckpointError(*problems)
-    merged = CheckpointFolder(path.name, path, base.pipeline, base.settings, base.components)
+    origin = Origin(str(path), base=base.origin)
+    merged = CheckpointFolder(path.name, path, origin, base.pipeline, base.settings, base.components)
     return merged.with_components([*components, *vae])
 
 
