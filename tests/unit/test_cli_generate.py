@@ -167,6 +167,31 @@ def test_problems_of_settings_request_and_files_are_told_together(glimt, engine)
     assert engine.trace == []
 
 
+def test_without_a_model_the_rules_of_all_models_are_told_beside_it(glimt, tmp_path):
+    words = ["--size", "-96x96", "--frames", "0", "--fps", "0", "--solver", "eular", "--image", "no.png"]
+    code, out, _ = glimt("generate", " ", "-o", "a.mp4", "--model", "glimt-wrld", *words, "--json")
+    told = "\n".join(json.loads(out)["error"]["problems"])
+    assert code == 2
+    names = (
+        "'glimt-wrld'",
+        "prompt:",
+        "--size (width): -96",
+        "--frames: 0",
+        "--fps: 0",
+        "did you mean 'euler'",
+        "no.png",
+    )
+    assert all(name in told for name in names)
+    assert len(json.loads(out)["error"]["problems"]) == len(names)
+    code, out, _ = glimt("generate", "", "-o", "a.mp4", "--model", "glimt-wrld", "--json")
+    assert len(json.loads(out)["error"]["problems"]) == 2  # what is left to the model is none
+
+
+def test_a_size_with_a_minus_sign_gets_the_nearest_one(glimt):
+    assert "--size (width): -96" in glimt("generate", "a ball", "-o", "a.mp4", "--size", "-96x96")[2]
+    assert "nearest: 16" in glimt("generate", "a ball", "-o", "a.mp4", "--size", "-96x96")[2]
+
+
 def test_nothing_is_downloaded_for_a_request_that_is_refused(glimt, monkeypatch):
     def opened(*_: object, **__: object) -> None:
         raise AssertionError("a model on the Hub was opened")
@@ -176,6 +201,8 @@ def test_nothing_is_downloaded_for_a_request_that_is_refused(glimt, monkeypatch)
     code, out, _ = glimt("generate", "a ball", "-o", "no/a.mp4", "--model", "Wan-AI/any", "--json")
     assert code == 2
     assert len(json.loads(out)["error"]["problems"]) == 1
+    code, out, _ = glimt("plan", "", "--model", "Wan-AI/any", "--steps", "0", "--json")
+    assert (code, len(json.loads(out)["error"]["problems"])) == (2, 2)
 
 
 def test_the_model_is_digested_before_the_work(glimt, engine):
