@@ -124,6 +124,7 @@ class Engine:
 
         Raises:
             RequestError: every field that is wrong for this model.
+            CheckpointError: no tokenizer.
         """
         return self._planner.plan(request, self._components.held_bytes())
 
@@ -198,6 +199,7 @@ class Engine:
             device=plan.device,
             dtype=plan.dtype,
             implementations=plan.implementations,
+            notes=plan.notes,
             frames_sha256=digests,
             components={name: part.digest() for name, part in self._planner.folder.components.items()},
         )

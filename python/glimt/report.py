@@ -100,6 +100,7 @@ class Provenance:
         device, dtype: where and in which arithmetic it ran.
         versions: of Python, glimt and what can change a result.
         implementations: which implementation of each op ran.
+        notes: those of the plan: how a prompt was cut, what had no effect.
         frames_sha256: of each variant's uint8 frames [F, H, W, 3] in C order, before encoding; empty before they exist.
     """
 
@@ -111,6 +112,7 @@ class Provenance:
     device: str
     dtype: str
     implementations: dict[str, str]
+    notes: tuple[str, ...] = ()
     frames_sha256: tuple[str, ...] = ()
     components: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=versions)
@@ -131,6 +133,7 @@ class Provenance:
             "config": {**self.config, "device": self.device, "dtype": self.dtype},
             "versions": self.versions,
             "implementations": self.implementations,
+            "notes": list(self.notes),
         }
 
     def to_dict(self) -> dict[str, Any]:

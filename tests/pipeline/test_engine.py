@@ -163,13 +163,19 @@ def test_a_bad_request_is_refused_before_any_work(engine: Engine) -> None:
     assert set(caught.value.fields) == {"num_frames", "height", "prompt"}
 
 
-def test_a_cut_prompt_is_told(engine: Engine) -> None:
+def test_a_cut_prompt_is_told_by_the_plan_the_stream_the_report_and_the_record(engine: Engine) -> None:
     words = " ".join(["red ball"] * 300)
-    events = list(engine.stream(replace(REQUEST, prompt=words, num_inference_steps=1)))
-    note = next(e.note for e in events if isinstance(e, StageEvent) and (e.stage, e.status) == ("text", "end"))
-    done = events[-1]
-    assert "cut to 512 tokens" in note
-    assert isinstance(done, StageEvent) and done.report is not None and any("cut to" in n for n in done.report.notes)
+    request = replace(REQUEST, prompt=words, negative_prompt=words + " a", num_inference_steps=1)
+    notes = engine.plan(request).notes
+    assert [note.partition(" the last")[0] for note in notes] == [
+        "prompt: cut to 512 tokens:",
+        "negative_prompt: cut to 512 tokens:",
+    ]
+    first, *_, done = engine.stream(request)
+    assert isinstance(first, StageEvent) and first.note == "; ".join(notes)
+    assert isinstance(done, StageEvent) and done.report is not None and done.report.notes == notes
+    assert engine.provenance(request)["notes"] == list(notes)
+    assert len(engine.plan(replace(request, guidance_scale=1.0)).notes) == 2  # the negative one has no effect instead
 
 
 def test_a_negative_prompt_without_guidance_is_told(engine: Engine) -> None:
@@ -344,7 +350,7 @@ def test_embeddings_are_kept_within_their_bytes() -> None:
     rows = torch.zeros(10, 10)
     kept = Embeddings(limit_bytes=3 * rows.nbytes)
     for i in range(5):
-        kept.put(str(i), rows, "")
+        kept.put(str(i), rows)
         assert kept.get("0") is not None  # used all the time, so the last to go
     assert kept.size_bytes() <= 3 * rows.nbytes and kept.get("1") is None and kept.get("4") is not None
 

@@ -91,7 +91,8 @@ class Engine:
 
     def plan(self, request: GenerateRequest | ResolvedRequest) -> Any:
         resolved = _resolved(request)
-        notes = ("negative_prompt has no effect",) if request.negative_prompt and not resolved.guided else ()
+        notes = ["negative_prompt has no effect"] if request.negative_prompt and not resolved.guided else []
+        notes += ["the prompt is cut"] if len(request.prompt) > 100 else []
         return types.SimpleNamespace(
             request=resolved,
             to_dict=resolved.to_dict,
@@ -119,7 +120,7 @@ class Engine:
         resolved = _resolved(request)
         try:
             yield StageEvent("text", "begin", 0.0)
-            yield StageEvent("text", "end", 1.0, note="the prompt was cut" if len(request.prompt) > 100 else "")
+            yield StageEvent("text", "end", 1.0)
             for variant in range(resolved.num_videos_per_prompt):
                 yield from self._video(resolved, variant)
             yield StageEvent("done", "end", 9.0, report=RunReport((), 9.0, 0, {"paint": "reference"}))

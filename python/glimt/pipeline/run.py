@@ -33,8 +33,8 @@ class Models(Transformers, Protocol):
     def keep_only(self, *names: str) -> None:
         """Let go of all networks but these."""
 
-    def embed_texts(self, texts: tuple[str, ...]) -> tuple[Tensor, tuple[str, ...]]:
-        """[len(texts), L, text_dim] zero-padded, and notes on what was cut."""
+    def embed_texts(self, texts: tuple[str, ...]) -> Tensor:
+        """[len(texts), L, text_dim] zero-padded."""
 
     def embed_pictures(self, pictures: list[Picture]) -> Tensor | None:
         """CLIP tokens [len(pictures), Li, image_dim], or ``None`` where the transformer takes none."""
@@ -62,11 +62,11 @@ def run(models: Models, plan: GenerationPlan, keep: list[Tensor] | None = None) 
 def _events(models: Models, plan: GenerationPlan, keep: list[Tensor] | None) -> Generator[Event, None, None]:
     clock, asked = Clock(plan), plan.request
     _make_room(models, plan, "text")
-    yield clock.begin("text")
+    yield clock.begin("text", note="; ".join(plan.notes))
     with clock.timing("text"):
         _foresee(models, plan)
-        texts, notes = models.embed_texts((asked.prompt, asked.negative_prompt)[: 2 if asked.guided else 1])
-    yield clock.end("text", notes=notes)
+        texts = models.embed_texts((asked.prompt, asked.negative_prompt)[: 2 if asked.guided else 1])
+    yield clock.end("text")
     condition, image = Condition(), None
     if asked.image is not None:
         _make_room(models, plan, "image")

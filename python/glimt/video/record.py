@@ -6,7 +6,7 @@ The record says enough to make the frames again (``glimt reproduce FILE``) and t
     {"format": "glimt-record/1",
      "model": {"name": ..., "source": ..., "revision": ..., "base": {...}, "digest": ..., "components": {...}},
      "request": {...},  "config": {...},
-     "versions": {...},  "implementations": {...},
+     "versions": {...},  "implementations": {...},  "notes": [how a prompt was cut, what had no effect],
      "frames": {"sha256": hex, "count": F, "height": H, "width": W, "fps": "24/1"}}
 
 ``model.source`` is what the model was called when it was opened, letter for letter: a name, a Hub id (``revision`` is

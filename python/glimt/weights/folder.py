@@ -12,13 +12,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from glimt.errors import CheckpointError
 from glimt.models.wan.config import WanTransformerConfig, WanVaeConfig
-from glimt.models.zoo import PIPELINES, ModelCard, make_card
+from glimt.models.zoo import PIPELINES, TEXT_TOKENS, ModelCard, make_card
 from glimt.suggest import did_you_mean
 from glimt.weights import digest
 from glimt.weights.header import TensorEntry, read_headers, read_json, shorten, weight_files
@@ -27,6 +28,8 @@ from glimt.weights.origin import Origin
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+    from glimt.models.text import PromptTokenizer
 
 
 def _check_scheduler(config: Mapping[str, Any]) -> object:
@@ -143,6 +146,13 @@ class CheckpointFolder:
         """``scheduler_config.json`` as it stands; empty when the checkpoint has no scheduler."""
         scheduler = self.components.get("scheduler")
         return scheduler.config if scheduler else {}
+
+    @cached_property
+    def tokenizer(self) -> PromptTokenizer:
+        """Opened when it is first asked for, and kept. Raises CheckpointError if it is missing or no tokenizer."""
+        from glimt.models.text import PromptTokenizer
+
+        return PromptTokenizer(self.component("tokenizer").path, TEXT_TOKENS)
 
     def component(self, name: str) -> Component:
         """A component by name. Raises CheckpointError with near names when it is not there."""
