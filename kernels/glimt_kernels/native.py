@@ -18,11 +18,17 @@ else:
     fits = getattr(lib, "interface", int)() == INTERFACE
     ABSENT = None if fits else "the compiled module is of another version than the Python beside it; reinstall glimt"
 
-__all__ = ["ABSENT", "cpu_float32_reasons", "cuda_reasons", "lib"]
+__all__ = ["ABSENT", "cpu_float32_reasons", "cuda_reasons", "instruction_set", "lib"]
 
 
 def _dtype_name(dtype: torch.dtype | None) -> str:
     return "of several dtypes" if dtype is None else str(dtype).removeprefix("torch.")
+
+
+def instruction_set() -> str:
+    """What CPU code is chosen by, in PyTorch's words and in ours: the last bits of sums follow from it."""
+    ours = "none" if ABSENT else lib.isa()
+    return f"{torch.backends.cpu.get_cpu_capability()} (PyTorch), {ours} (glimt_kernels)"
 
 
 def cpu_float32_reasons(case: Case) -> list[str]:

@@ -88,6 +88,13 @@ class RunReport:
         return "\n".join(rows)
 
 
+def surroundings() -> dict[str, str]:
+    """Versions of Python and packages, and the CPU's instruction set: what can change a result besides the settings."""
+    from glimt_kernels import instruction_set  # brings PyTorch
+
+    return {**versions(), "instruction set": instruction_set()}
+
+
 @dataclass(frozen=True)
 class Provenance:
     """What made a video: enough to make its frames again, and to see whether they came out the same.
@@ -98,7 +105,7 @@ class Provenance:
         request: the whole request, nothing left to defaults.
         config: the engine's settings.
         device, dtype: where and in which arithmetic it ran.
-        versions: of Python, glimt and what can change a result.
+        versions: see :func:`surroundings`.
         implementations: which implementation of each op ran.
         notes: those of the plan: how a prompt was cut, what had no effect.
         frames_sha256: of each variant's uint8 frames [F, H, W, 3] in C order, before encoding; empty before they exist.
@@ -115,7 +122,7 @@ class Provenance:
     notes: tuple[str, ...] = ()
     frames_sha256: tuple[str, ...] = ()
     components: dict[str, str] = field(default_factory=dict)
-    versions: dict[str, str] = field(default_factory=versions)
+    versions: dict[str, str] = field(default_factory=surroundings)
 
     def record(self, variant: int = 0) -> dict[str, Any]:
         """The settings record that goes into a video file (``glimt.video.record``), without its ``frames``.

@@ -9,6 +9,7 @@ import struct
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from glimt.cli import main
@@ -135,7 +136,16 @@ def test_the_record_says_all_that_made_the_video(glimt):
     assert record["request"]["solver"] == "unipc"  # nothing is left to the model's defaults
     assert record["config"]["dtype"] == "float32"
     assert record["implementations"]
-    assert {"glimt", "torch"} <= set(record["versions"])
+    packages = {"torch", "tokenizers", "ftfy", "pillow", "huggingface_hub"}
+    assert packages <= set(record["versions"])
+    assert torch.backends.cpu.get_cpu_capability() in record["versions"]["instruction set"]
+
+
+def test_another_instruction_set_is_named(glimt, monkeypatch):
+    glimt("generate", "a red ball", "-o", "a.mp4", *SIZE)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "OTHER")
+    (difference,) = glimt("reproduce", "a.mp4")[1]["differences"]
+    assert difference.startswith("versions: instruction set was") and "is OTHER (PyTorch)" in difference
 
 
 def test_previews_are_written_from_the_steps(glimt, tmp_path):

@@ -10,11 +10,12 @@ from typing import Any
 
 from glimt import env
 from glimt.cli.outcome import Outcome
+from glimt.report import surroundings
 
 
 def run(_namespace: argparse.Namespace) -> Outcome:
     """Everything that can change what comes out or how fast."""
-    info = {"versions": env.versions(), "devices": _devices(), "implementations": _implementations()}
+    info = {"versions": surroundings(), "devices": _devices(), "implementations": _implementations()}
     return Outcome("\n".join(_lines(info)), info)
 
 

@@ -64,7 +64,7 @@ def _lines(result: dict[str, Any]) -> Iterator[str]:
         yield f"different: the {count} frames are not those of {result['file']}"
         yield from (f"  {line}" for line in result["differences"])
         if not result["differences"]:
-            yield "  model, versions and implementations are the same; the processor may be another one"
+            yield "  all that the record tells is the same; the number of threads may be another one"
 
 
 def _request(record: dict[str, Any]) -> GenerateRequest:
@@ -77,7 +77,7 @@ def _open(namespace: argparse.Namespace, recorded: Origin, config: EngineConfig)
 
     if namespace.model is not None:
         return Engine.open(namespace.model, config, base=namespace.base)
-    base = namespace.base or (recorded.base and recorded.base.again())
+    base = namespace.base or (recorded.base.again() if recorded.base else None)
     try:
         return Engine.open(recorded.again(), config, base=base)
     except CheckpointError as error:

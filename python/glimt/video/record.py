@@ -9,6 +9,7 @@ The record says enough to make the frames again (``glimt reproduce FILE``) and t
      "versions": {...},  "implementations": {...},  "notes": [how a prompt was cut, what had no effect],
      "frames": {"sha256": hex, "count": F, "height": H, "width": W, "fps": "24/1"}}
 
+``versions`` is of Python and the packages that can change a result, and holds the CPU's instruction set.
 ``model.source`` is what the model was called when it was opened, letter for letter: a name, a Hub id (``revision`` is
 then its commit), or a path as it was typed. A relative path is not completed, so it opens from the folder it was typed
 in; an absolute one, or one that a shell completed, shows whoever gets the video where the model lay: type a relative
