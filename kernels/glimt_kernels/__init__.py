@@ -15,6 +15,7 @@ from glimt_kernels.dispatch import (
     wants_references,
 )
 from glimt_kernels.frames_to_uint8.api import frames_to_uint8
+from glimt_kernels.native import instruction_set
 from glimt_kernels.qk_norm_rope.api import qk_norm_rope
 from glimt_kernels.rms_norm_silu.api import rms_norm_silu
 
@@ -24,6 +25,7 @@ __all__ = [
     "ada_norm",
     "frames_to_uint8",
     "gated_ada_norm",
+    "instruction_set",
     "inventory",
     "qk_norm_rope",
     "references_only",

@@ -20,7 +20,7 @@ else:
     fits = getattr(lib, "interface", int)() == INTERFACE
     ABSENT = None if fits else "the compiled module is of another version than the Python beside it; reinstall glimt"
 
-__all__ = ["ABSENT", "cpu_float32_reasons", "cuda_reasons", "instruction_sets", "lib"]
+__all__ = ["ABSENT", "cpu_float32_reasons", "cuda_reasons", "instruction_set", "instruction_sets", "lib"]
 
 # What the CPU kernels are compiled for (cmake/cpu.cmake), best first, and what a processor must have to run it.
 _NEEDS = {"v4": "AVX-512 (F, BW, CD, DQ, VL)", "v3": "AVX2, FMA and BMI2", "baseline": "nothing special"}
@@ -28,6 +28,12 @@ _NEEDS = {"v4": "AVX-512 (F, BW, CD, DQ, VL)", "v3": "AVX2, FMA and BMI2", "base
 
 def _dtype_name(dtype: torch.dtype | None) -> str:
     return "of several dtypes" if dtype is None else str(dtype).removeprefix("torch.")
+
+
+def instruction_set() -> str:
+    """What CPU code is chosen by, in PyTorch's words and in ours: the last bits of sums follow from it."""
+    ours = "none" if ABSENT else lib.isa()
+    return f"{torch.backends.cpu.get_cpu_capability()} (PyTorch), {ours} (glimt_kernels)"
 
 
 def cpu_float32_reasons(case: Case) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import struct
 import sys
 import threading
@@ -11,6 +12,7 @@ import threading
 import huggingface_hub
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from rich.live import Live
 from safetensors.torch import load_file, save_file
@@ -35,7 +37,8 @@ def glimt(tmp_path, monkeypatch, capsys):
     model = str(tiny.folder("ti2v"))
 
     def run(*words: str) -> tuple[int, dict]:
-        code = main([words[0], "--model", model, *words[1:], "--json"])
+        named = [] if words[0] == "reproduce" else ["--model", model]
+        code = main([words[0], *named, *words[1:], "--json"])
         return code, json.loads(capsys.readouterr().out)
 
     return run
@@ -50,6 +53,25 @@ def test_every_variant_of_a_run_is_made_again_alone(glimt):
     for video in made["videos"]:
         code, found = glimt("reproduce", video["path"])
         assert (code, found["identical"], found["made"]) == (0, True, video["sha256"])
+
+
+def test_a_record_finds_its_model_as_it_was_typed_and_says_no_more_of_its_place(glimt, tmp_path, monkeypatch):
+    shutil.copytree(tiny.folder("ti2v"), tmp_path / "models/tiny")
+    shutil.copytree(tiny.folder("ti2v") / "transformer", tmp_path / "mine")
+    assert glimt("generate", "a red ball", "-o", "a.mp4", *SIZE, "--model", "models/tiny")[0] == 0
+    parts = ["--model", "./mine", "--base", "models/tiny"]
+    assert glimt("generate", "a red ball", "-o", "b.mp4", *SIZE, *parts)[0] == 0
+    for name in ("a.mp4", "b.mp4"):
+        code, found = glimt("reproduce", name)
+        assert (code, found["identical"]) == (0, True)
+        assert str(tmp_path) not in json.dumps(read_record(name))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    code, found = glimt("reproduce", "../b.mp4")
+    assert code == 2
+    told = "\n".join(found["error"]["problems"])
+    assert "'./mine' with the base 'models/tiny'" in told and "with --model and --base" in told
+    assert glimt("reproduce", "../a.mp4", "--model", "../models/tiny")[0] == 0
 
 
 def test_a_video_from_a_picture_is_made_again_only_while_the_picture_is_the_same(glimt, tmp_path):
@@ -122,7 +144,16 @@ def test_the_record_says_all_that_made_the_video(glimt):
     assert record["request"]["solver"] == "unipc"  # nothing is left to the model's defaults
     assert record["config"]["dtype"] == "float32"
     assert record["implementations"]
-    assert {"glimt", "torch"} <= set(record["versions"])
+    packages = {"torch", "tokenizers", "ftfy", "pillow", "huggingface_hub"}
+    assert packages <= set(record["versions"])
+    assert torch.backends.cpu.get_cpu_capability() in record["versions"]["instruction set"]
+
+
+def test_another_instruction_set_is_named(glimt, monkeypatch):
+    glimt("generate", "a red ball", "-o", "a.mp4", *SIZE)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "OTHER")
+    (difference,) = glimt("reproduce", "a.mp4")[1]["differences"]
+    assert difference.startswith("versions: instruction set was") and "is OTHER (PyTorch)" in difference
 
 
 def test_previews_are_written_from_the_steps(glimt, tmp_path):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from glimt.errors import CheckpointError
 from glimt.weights.folder import CheckpointFolder, read_folder
-from glimt.weights.official import is_official_folder, read_official, transformer_component
+from glimt.weights.official import is_official_folder, transformer_component, transformers, with_base
 
 # Wide enough for one head of 128, as in every published model.
 WIDE = {"num_attention_heads": 1, "attention_head_dim": 128, "num_layers": 2}
@@ -33,6 +33,10 @@ def official_state(variant: str = "t2v") -> dict[str, Tensor]:
 def write(folder: Path, state: dict[str, Tensor], prefix: str = "", name: str = "wan.safetensors") -> Path:
     save_file({prefix + key: tensor for key, tensor in state.items()}, folder / name)
     return folder / name
+
+
+def read_official(path: Path, base: CheckpointFolder | None = None, *, allow_pickle: bool = False) -> CheckpointFolder:
+    return with_base(path, transformers(path, allow_pickle=allow_pickle), base)
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +142,7 @@ def test_missing_extra_and_mis_shaped_tensors_are_named_as_in_the_file(tmp_path:
     state["blocks.1.self_attn.q.bias"] = torch.zeros(5)
     state["blocks.0.surprise.weight"] = torch.zeros(5)
     with pytest.raises(CheckpointError) as caught:
-        read_official(write(tmp_path, state), base).load_component("transformer")
+        read_official(write(tmp_path, state), base)
     text = "\n".join(caught.value.problems)
     assert len(caught.value.problems) == 3
     assert "'blocks.1.ffn.net.2.bias' is missing" in text
@@ -191,4 +195,4 @@ def test_fp8_weights_are_refused_with_their_dtype(tmp_path: Path, base: Checkpoi
     state = official_state()
     state["blocks.0.ffn.0.weight"] = state["blocks.0.ffn.0.weight"].to(torch.float8_e4m3fn)
     with pytest.raises(CheckpointError, match="is stored as F8_E4M3, which cannot be read"):
-        read_official(write(tmp_path, state), base).load_component("transformer")
+        read_official(write(tmp_path, state), base)

@@ -56,7 +56,7 @@ def follow(
 
 
 def warn(plan: GenerationPlan, show: Progress) -> None:
-    """Say what of the request has no effect, and which implementations are passed over."""
+    """Say what of the request has no effect or is cut, and which implementations are passed over."""
     for note in plan.notes:
         show.say(f"note: {note}")
     for fallback in plan.fallbacks:
@@ -64,8 +64,6 @@ def warn(plan: GenerationPlan, show: Progress) -> None:
 
 
 def _show_stage(event: StageEvent, show: Progress, several: bool) -> None:
-    if event.note:
-        show.say(f"note: {event.note}")
     if event.stage not in _SHOWN:
         return
     if event.status == "begin":

@@ -46,7 +46,8 @@ def _generate(namespace: argparse.Namespace) -> dict[str, Any]:
     _check(plan, outputs, problems)
     with progress(namespace.quiet) as show:
         show.begin("load", began=began)
-        engine.preload()
+        if not plan.staged:  # a staged run loads each network when its stage comes
+            engine.preload()
         show.end()
         warn(plan, show)
         return _run(engine, _with_previews(plan.request, outputs), outputs, show)

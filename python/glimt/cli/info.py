@@ -10,12 +10,13 @@ from typing import Any
 
 from glimt import env
 from glimt.cli.outcome import Outcome
+from glimt.report import surroundings
 
 
 def run(_namespace: argparse.Namespace) -> Outcome:
     """Everything that can change what comes out or how fast."""
     info = {
-        "versions": env.versions(),
+        "versions": surroundings(),
         "devices": _devices(),
         "instruction_sets": _instruction_sets(),
         "implementations": _implementations(),
