@@ -4,7 +4,8 @@ Every op is a plain function over torch tensors with one contract, a reference t
 implementations that :mod:`glimt_kernels.dispatch` chooses among. ``dispatch.inventory()`` lists them all.
 """
 
-from glimt_kernels.ada_norm.api import ada_norm, gated_ada_norm
+from glimt_kernels.ada_norm.api import ada_norm, ada_norm_8bit, gated_ada_norm, gated_ada_norm_8bit
+from glimt_kernels.attention.api import attention
 from glimt_kernels.dispatch import (
     Case,
     UnsupportedError,
@@ -15,19 +16,32 @@ from glimt_kernels.dispatch import (
     wants_references,
 )
 from glimt_kernels.frames_to_uint8.api import frames_to_uint8
+from glimt_kernels.linear_quant.api import linear_quant, linear_w8, linear_w8a8, quantize_rows
+from glimt_kernels.linear_quant.quantize import QuantizedWeight, quantize_weight
 from glimt_kernels.native import instruction_set
 from glimt_kernels.qk_norm_rope.api import qk_norm_rope
+from glimt_kernels.qk_norm_rope_8bit.api import qk_norm_rope_8bit
 from glimt_kernels.rms_norm_silu.api import rms_norm_silu
 
 __all__ = [
     "Case",
+    "QuantizedWeight",
     "UnsupportedError",
     "ada_norm",
+    "ada_norm_8bit",
+    "attention",
     "frames_to_uint8",
     "gated_ada_norm",
+    "gated_ada_norm_8bit",
     "instruction_set",
     "inventory",
+    "linear_quant",
+    "linear_w8",
+    "linear_w8a8",
     "qk_norm_rope",
+    "qk_norm_rope_8bit",
+    "quantize_rows",
+    "quantize_weight",
     "references_only",
     "rms_norm_silu",
     "select",

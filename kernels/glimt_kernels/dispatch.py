@@ -89,6 +89,15 @@ class Op:
             return run(*args)
         return select(self.name, self.case(args), impl).run(*args)
 
+    def into(self, out: Tensor, *args: Any, impl: str | None = None) -> Any:
+        """The same with the first result in ``out``; the op's candidates write it there, given it as ``out``."""
+        if impl is not None or not _is_traced([out, *(arg for arg in args if isinstance(arg, Tensor))]):
+            return select(self.name, self.case(args), impl).run(*args, out=out)
+        result = self(*args)
+        if isinstance(result, tuple):
+            return out.copy_(result[0]), *result[1:]
+        return out.copy_(result)
+
 
 _OPS: dict[str, Op] = {}
 _CHOSEN: dict[tuple[str, Case, str | None], Candidate] = {}

@@ -8,9 +8,18 @@ import torch.nn.functional as F
 from budget import HALVES, ISAS, adversarial, check_budget, instruction_set, poison, random
 from torch import Tensor
 
-from glimt_kernels import ada_norm
+from glimt_kernels import (
+    Case,
+    UnsupportedError,
+    ada_norm,
+    ada_norm_8bit,
+    gated_ada_norm,
+    gated_ada_norm_8bit,
+    select,
+)
 
 EPS = 1e-6
+EIGHTS = (torch.int8, torch.float8_e4m3fn)
 WIDTHS = [1, 5, 31, 48, 67, 384]
 # Per sample, per token, shared by all, per token but shared by samples.
 MODULATIONS = [(2, 1), (2, 7), (1, 1), (1, 7)]
@@ -131,3 +140,80 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         ada_norm(x, m, m, EPS, m, x[:, :4])
     with pytest.raises(ValueError, match="together with the residual"):
         ada_norm(x, m, m, EPS, gate=m)  # type: ignore[call-overload]
+
+
+def plain_quantization(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """The values after PyTorch's own rounding of rows to 8 bits."""
+    scale = x.float().abs().amax(-1, keepdim=True).clamp(min=2**-100) / (127 if dtype == torch.int8 else 448)
+    level = (x.float() / scale).round() if dtype == torch.int8 else (x.float() / scale).to(dtype).float()
+    return level * scale
+
+
+@pytest.mark.parametrize("eight", EIGHTS, ids=str)
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_8_bits_within_budget(dtype: torch.dtype, eight: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    poison(monkeypatch)
+    for width in (1, 48, 67):
+        scale, shift = random(2, 1, width, seed=2).to(dtype), random(2, 1, width, seed=3).to(dtype)
+        for name, x in adversarial(2, 3, width, dtype=dtype).items():
+            level, row_scale = ada_norm_8bit(x, scale, shift, EPS, dtype=eight, impl="triton")
+            exact = honest(x.double(), scale.double(), shift.double())
+            plain = plain_quantization(honest(x, scale, shift), eight)
+            check_budget(level.float() * row_scale[..., None], plain, exact, f"width {width}, {name}")
+            assert level.dtype == eight
+
+
+@pytest.mark.parametrize("eight", EIGHTS, ids=str)
+@pytest.mark.parametrize("gated", [True, False])
+def test_8_bits_after_a_branch_within_budget(gated: bool, eight: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    poison(monkeypatch)
+    for dtype in HALVES:
+        scale, shift, residual = (random(2, n, 67, seed=n).to(dtype) for n in (1, 3, 3))
+        gate = random(2, 1, 67, seed=4).to(dtype) if gated else None
+        for name, x in adversarial(2, 3, 67, dtype=dtype).items():
+            args = (x, residual, gate, scale, shift, EPS)
+            level, row_scale, stream = gated_ada_norm_8bit(*args, dtype=eight, impl="triton")
+            normalized, expected = gated_ada_norm(*args, impl="triton")
+            assert torch.equal(stream, expected)
+            wide = residual.double() + (x.double() if gate is None else x.double() * gate.double())
+            exact = honest(wide, scale.double(), shift.double())
+            plain = plain_quantization(honest(residual + (x if gate is None else x * gate), scale, shift), eight)
+            check_budget(level.float() * row_scale[..., None], plain, exact, name)
+            assert normalized.shape == level.shape
+
+
+@pytest.mark.parametrize("eight", EIGHTS, ids=str)
+@pytest.mark.parametrize("samples", [0, 1, 3])
+def test_8_bits_of_any_number_of_samples_and_strides(samples: int, eight: torch.dtype) -> None:
+    x, table = random(samples, 40, 7).transpose(1, 2), random(max(samples, 1), 1, 6, 40, seed=1)
+    args = (x, table[:, :, 1], table[:, :, 0], EPS)
+    level, row_scale = ada_norm_8bit(*args, dtype=eight, impl="triton")
+    expected, scales = ada_norm_8bit(*args, dtype=eight, impl="reference")
+    torch.testing.assert_close(row_scale, scales, rtol=1e-5, atol=0)
+    torch.testing.assert_close(level.float(), expected.float(), rtol=0.13, atol=1.01)
+    assert level.is_contiguous()
+    assert row_scale.shape == (samples, 7)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")
+@pytest.mark.parametrize("eight", EIGHTS, ids=str)
+@pytest.mark.parametrize("impl", ["triton", "reference"])
+def test_the_scale_of_a_row_that_is_not_finite_is_not(impl: str, eight: torch.dtype) -> None:
+    x, m = random(1, 5, 24), random(1, 5, 24, seed=1)
+    x[0, 1, 3] = float("nan")
+    x[0, 2, 23] = -float("inf")
+    m[0, 3, 5] = float("nan")
+    _, row_scale = ada_norm_8bit(x, m, m, EPS, dtype=eight, impl=impl)
+    assert row_scale.isfinite().tolist() == [[True, False, False, False, True]]
+
+
+def test_8_bits_of_another_kind_are_refused() -> None:
+    x, m = random(2, 5, 8), random(2, 1, 8)
+    with pytest.raises(ValueError, match=r"not torch\.uint8"):
+        ada_norm_8bit(x, m, m, EPS, dtype=torch.uint8)
+    with pytest.raises(ValueError, match=r"residual \[2, 4, 8\]"):
+        gated_ada_norm_8bit(x, x[:, :4], m, m, m, EPS)
+    ampere = Case("cuda", torch.bfloat16, arch=80, sizes=(1,))
+    with pytest.raises(UnsupportedError, match="sm_89 or newer, the device is sm_80"):
+        select("gated_ada_norm_8bit", ampere, "triton")
+    assert select("ada_norm_8bit", ampere._replace(arch=90)).impl == "triton"

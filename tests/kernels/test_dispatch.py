@@ -24,18 +24,43 @@ def calls() -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
     """One small call of each op: the public function and its tensors and numbers."""
     theta = random(5, 4, seed=9)
     q, weight = random(2, 5, 3, 8), random(24, seed=1)
+    rope = (q, q.flip(1), weight, weight, theta.cos(), theta.sin(), 1e-6)
     x, m = random(2, 5, 16), random(2, 1, 16, seed=2)
+    eight_bits = random(8, 16).mul(40).round().to(torch.int8), random(8, seed=1)
     return {
         "rms_norm_silu": (kernels.rms_norm_silu, (random(2, 3, 16), random(16), random(16, seed=1))),
-        "qk_norm_rope": (kernels.qk_norm_rope, (q, q.flip(1), weight, weight, theta.cos(), theta.sin(), 1e-6)),
+        "qk_norm_rope": (kernels.qk_norm_rope, rope),
+        "qk_norm_rope_8bit": (kernels.qk_norm_rope_8bit, rope),
         "ada_norm": (kernels.ada_norm, (x, m, m.neg(), 1e-6)),
         "gated_ada_norm": (kernels.gated_ada_norm, (x, x.flip(1), m, m.neg(), m, 1e-6)),
+        "ada_norm_8bit": (kernels.ada_norm_8bit, (x, m, m.neg(), 1e-6)),
+        "gated_ada_norm_8bit": (kernels.gated_ada_norm_8bit, (x, x.flip(1), m, m.neg(), m, 1e-6)),
+        "quantize_rows": (kernels.quantize_rows, (x, "int8")),
+        "linear_w8a8": (kernels.linear_w8a8, (*kernels.quantize_rows(x, "int8"), *eight_bits, random(8))),
+        "linear_w8": (kernels.linear_w8, (x, *eight_bits, random(8))),
         "frames_to_uint8": (kernels.frames_to_uint8, (random(1, 3, 2, 4, 5),)),
     }
 
 
 OPS = sorted(calls())
-FLOATING = [op for op in OPS if op != "frames_to_uint8"]
+# Ops whose results are no function that could be differentiated.
+INTEGRAL = (
+    "ada_norm_8bit",
+    "frames_to_uint8",
+    "gated_ada_norm_8bit",
+    "linear_w8",
+    "linear_w8a8",
+    "qk_norm_rope_8bit",
+    "quantize_rows",
+)
+FLOATING = [op for op in OPS if op not in INTEGRAL]
+# What the node of an op takes beyond what its call in calls() gives.
+REST: dict[str, tuple[Any, ...]] = {
+    "rms_norm_silu": (True, 1e-12),
+    "ada_norm_8bit": (torch.int8,),
+    "gated_ada_norm_8bit": (torch.int8,),
+    "qk_norm_rope_8bit": (False, "interleaved", torch.int8, 128, 1.0, None, None),
+}
 
 
 def flat(result: Any) -> list[Tensor]:
@@ -50,7 +75,8 @@ def test_the_inventory_lists_every_implementation_with_reasons() -> None:
         assert sum(row["chosen"] for row in mine) == 1
         assert mine[-1]["impl"] == "reference"
         assert all(not row["reasons"] for row in mine if row["chosen"])
-        assert next(row["impl"] for row in mine if row["chosen"]) == "native"
+        expected = "native" if any(row["impl"] == "native" for row in mine) else "reference"
+        assert next(row["impl"] for row in mine if row["chosen"]) == expected
 
 
 def test_every_reason_is_given_not_only_the_first() -> None:
@@ -118,8 +144,7 @@ def test_gradients_are_those_of_the_reference(op: str) -> None:
 def test_pytorch_accepts_the_node(op: str) -> None:
     """Schema, fake implementation and registration of autograd, by PyTorch's own examination."""
     call, args = calls()[op]
-    if op == "rms_norm_silu":
-        args = (*args, True, 1e-12)
+    args = (*args, *REST.get(op, ()))
     node = getattr(torch.ops.glimt, op).default
     tests = ["test_schema", "test_faketensor", "test_autograd_registration"]
     torch.library.opcheck(node, args, test_utils=tests)

@@ -5,29 +5,45 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from budget import ISAS, adversarial, check_budget, instruction_set, poison, random
+from budget import HALVES, ISAS, adversarial, check_budget, instruction_set, poison, random
 from torch import Tensor
 
-from glimt_kernels import qk_norm_rope
+from glimt_kernels import UnsupportedError, qk_norm_rope
 
 EPS = 1e-6
 # heads, head_dim: one pair, a prime number of pairs, vectors and a rest, a real one.
 SHAPES = [(1, 2), (3, 6), (3, 22), (2, 38), (5, 64), (12, 128)]
 
 
-def angles(tokens: int, head_dim: int) -> tuple[Tensor, Tensor]:
-    theta = random(tokens, head_dim // 2, seed=9) * 3
+# per_head, pairs, whether each head has its own angles: as Wan, LTX, LTX-2, Hunyuan.
+FORMS = [
+    (False, "interleaved", False),
+    (False, "interleaved", True),
+    (False, "half", True),
+    (True, "interleaved", False),
+    (True, "half", False),
+]
+
+
+def angles(tokens: int, head_dim: int, *heads: int) -> tuple[Tensor, Tensor]:
+    theta = random(tokens, *heads, head_dim // 2, seed=9) * 3
     return theta.cos(), theta.sin()
 
 
-def honest(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """As Diffusers' WanAttnProcessor computes it, for one of q and k."""
-    x = F.rms_norm(x.flatten(2), weight.shape, weight, EPS).unflatten(2, x.shape[2:])
-    first, second = x.unflatten(-1, (-1, 2)).unbind(-1)
-    cos, sin = cos[None, :, None], sin[None, :, None]
+def honest(
+    x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, per_head: bool = False, pairs: str = "interleaved"
+) -> Tensor:
+    """As Diffusers' attention processors compute it, for one of q and k."""
+    if per_head:
+        x = F.rms_norm(x, weight.shape, weight, EPS)
+    else:
+        x = F.rms_norm(x.flatten(2), weight.shape, weight, EPS).unflatten(2, x.shape[2:])
+    cos, sin = (table[None] if table.dim() == 3 else table[None, :, None] for table in (cos, sin))
     out = torch.zeros_like(x)
-    out[..., 0::2] = first * cos - second * sin
-    out[..., 1::2] = first * sin + second * cos
+    half = x.shape[-1] // 2
+    ones, others = (slice(0, half), slice(half, None)) if pairs == "half" else (slice(0, None, 2), slice(1, None, 2))
+    out[..., ones] = x[..., ones] * cos - x[..., others] * sin
+    out[..., others] = x[..., ones] * sin + x[..., others] * cos
     return out
 
 
@@ -45,6 +61,70 @@ def test_within_budget(isa: str, heads: int, head_dim: int, monkeypatch: pytest.
             for y, x, weight in zip(found, (q, k), weights, strict=True):
                 exact = honest(x.double(), weight.double(), cos.double(), sin.double())
                 check_budget(y, honest(x, weight, cos, sin), exact, name)
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_triton_within_budget(
+    form: tuple[bool, str, bool], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch)
+    per_head, pairs, table_heads = form
+    for heads, head_dim in SHAPES[:-1]:
+        tables = [table.to(dtype) for table in angles(3, head_dim, *([heads] if table_heads else []))]
+        width = head_dim if per_head else heads * head_dim
+        weights = random(width, seed=2).to(dtype), random(width, seed=3).to(dtype)
+        inputs = adversarial(2, 3, heads, head_dim, dtype=dtype)
+        for name, q in inputs.items():
+            k = inputs["plain"].roll(1, 1)
+            found = qk_norm_rope(q, k, *weights, *tables, EPS, per_head=per_head, pairs=pairs, impl="triton")
+            for y, x, weight in zip(found, (q, k), weights, strict=True):
+                exact = honest(*(t.double() for t in (x, weight, *tables)), per_head, pairs)
+                check_budget(y, honest(x, weight, *tables, per_head, pairs), exact, f"{heads}x{head_dim}, {name}")
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_the_reference_is_diffusers_arithmetic(form: tuple[bool, str, bool]) -> None:
+    per_head, pairs, table_heads = form
+    q, k, weight = random(2, 5, 3, 14), random(2, 5, 3, 14, seed=1), random(14 if per_head else 42, seed=2)
+    tables = angles(5, 14, *([3] if table_heads else []))
+    found = qk_norm_rope(q, k, weight, weight, *tables, EPS, per_head=per_head, pairs=pairs, impl="reference")
+    for y, x in zip(found, (q, k), strict=True):
+        torch.testing.assert_close(y, honest(x, weight, *tables, per_head, pairs))
+        assert y.is_contiguous()
+
+
+@pytest.mark.parametrize("samples", [0, 1, 3])
+def test_triton_takes_any_number_of_samples_and_strides(samples: int) -> None:
+    fused = random(samples, 7, 3 * 4 * 10)
+    q, k, _ = (part.unflatten(2, (4, 10)) for part in fused.chunk(3, dim=-1))
+    turned = random(samples, 10, 4, 7, seed=1).permute(0, 3, 2, 1)
+    by_head = random(samples, 4, 7, 10, seed=2).transpose(1, 2)
+    rest = (random(40, seed=1), random(40, seed=2), *angles(7, 10), EPS)
+    for pair in ((q, k), (turned, by_head), (q[:1].expand(samples, -1, -1, -1), by_head)):
+        if pair[0].shape[0] == samples:
+            for mine, theirs in zip(
+                qk_norm_rope(*pair, *rest, impl="triton"), qk_norm_rope(*pair, *rest, impl="reference"), strict=True
+            ):
+                torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+                assert mine.is_contiguous()
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_a_row_that_is_not_finite_stays_so() -> None:
+    q = random(1, 3, 2, 8)
+    q[0, 1, 0, 3] = float("nan")
+    q[0, 2, 1, 5] = float("inf")
+    weight = random(16)
+    for impl in ("native", "triton", "reference"):
+        found = qk_norm_rope(q, q, weight, weight, *angles(3, 8), EPS, impl=impl)[0]
+        assert found[0].flatten(1).isfinite().all(1).tolist() == [True, False, False], impl
+
+
+def test_the_cpu_kernel_says_what_it_does_not_do() -> None:
+    q = random(1, 5, 2, 8)
+    with pytest.raises(UnsupportedError, match=r"not over each head.*half a head apart.*same angles for all heads"):
+        qk_norm_rope(q, q, random(8), random(8), *angles(5, 8, 2), EPS, per_head=True, pairs="half", impl="native")
 
 
 def test_no_angle_is_only_the_norm_and_pairs_keep_their_length() -> None:
@@ -98,3 +178,9 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         qk_norm_rope(random(1, 5, 2, 7), random(1, 5, 2, 7), random(14), random(14), *angles(5, 6), EPS)
     with pytest.raises(ValueError, match=r"k_weight \[8\]"):
         qk_norm_rope(q, q, weight, weight[:8], *angles(5, 8), EPS)
+    with pytest.raises(ValueError, match=r"head_dim\] \(per_head\).*q_weight \[16\]"):
+        qk_norm_rope(q, q, weight, weight, *angles(5, 8), EPS, per_head=True)
+    with pytest.raises(ValueError, match=r"cos \[5, 3, 4\]"):
+        qk_norm_rope(q, q, weight, weight, *angles(5, 8, 3), EPS)
+    with pytest.raises(ValueError, match="did you mean 'half'"):
+        qk_norm_rope(q, q, weight, weight, *angles(5, 8), EPS, pairs="halves")

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from glimt_kernels.ada_norm import native, reference, triton
 from glimt_kernels.dispatch import Candidate, Case, define
+from glimt_kernels.eight_bit.reference import arch_reasons, check_dtype
 from glimt_kernels.triton_env import reluctance, triton_reasons
 
 
@@ -99,6 +100,63 @@ def gated_ada_norm(
     return result
 
 
+def ada_norm_8bit(
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    eps: float,
+    *,
+    dtype: torch.dtype = torch.int8,
+    impl: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """:func:`ada_norm`, each row then in 8 bits: ``row_scale = max(amax, 2^-100) / limit``, ``level = y / row_scale``
+    to the nearest, halves to even; limit 127 for int8, 448 for float8_e4m3fn.
+
+    Args:
+        x, scale, shift, eps: as in :func:`ada_norm`.
+        dtype: torch.int8 or torch.float8_e4m3fn.
+        impl: "triton" or "reference" instead of the chosen implementation.
+
+    Returns:
+        ``(level, row_scale)``: [B, N, D] of ``dtype`` and [B, N] float32, contiguous: what ``linear_w8a8`` takes.
+        ``level * row_scale`` is the normalized row, quantized from float32. No gradient. The scale of a row that is
+        not finite is not finite.
+
+    Raises:
+        ValueError: as in :func:`ada_norm`, or another dtype.
+        UnsupportedError: ``impl`` cannot run this call.
+    """
+    _check(x, None, scale=scale, shift=shift)
+    check_dtype("ada_norm_8bit", dtype)
+    result: tuple[Tensor, Tensor] = ADA_NORM_8BIT(x.detach(), scale.detach(), shift.detach(), eps, dtype, impl=impl)
+    return result
+
+
+def gated_ada_norm_8bit(
+    x: Tensor,
+    residual: Tensor,
+    gate: Tensor | None,
+    scale: Tensor,
+    shift: Tensor,
+    eps: float,
+    *,
+    dtype: torch.dtype = torch.int8,
+    impl: str | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``stream = residual + gate * x`` and ``ada_norm_8bit(stream, scale, shift, eps)`` in one pass.
+
+    Arguments and errors as in :func:`gated_ada_norm` and :func:`ada_norm_8bit`.
+
+    Returns:
+        ``(level, row_scale, stream)``; ``stream`` [B, N, D] in the dtype of ``residual``. No gradient.
+    """
+    _check(x, residual, scale=scale, shift=shift, **({} if gate is None else {"gate": gate}))
+    check_dtype("gated_ada_norm_8bit", dtype)
+    tensors = [None if t is None else t.detach() for t in (x, residual, gate, scale, shift)]
+    result: tuple[Tensor, Tensor, Tensor] = GATED_8BIT(*tensors, eps, dtype, impl=impl)
+    return result
+
+
 def _check(x: Tensor, residual: Tensor | None, **modulation: Tensor) -> None:
     if x.dim() == 3 and (residual is None or residual.shape == x.shape):
         b, n, d = x.shape
@@ -127,6 +185,22 @@ def _fake_gated(
     return empty(), empty()
 
 
+def _fake_8bit(x: Tensor, scale: Tensor, shift: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    level = torch.empty(x.shape, dtype=dtype, device=x.device)
+    return level, torch.empty(x.shape[:2], dtype=torch.float32, device=x.device)
+
+
+def _fake_gated_8bit(
+    x: Tensor, residual: Tensor, gate: Tensor | None, scale: Tensor, shift: Tensor, eps: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    stream = torch.empty(x.shape, dtype=residual.dtype, device=x.device)
+    return *_fake_8bit(x, scale, shift, eps, dtype), stream
+
+
+def _sizes_8bit(*args: object) -> tuple[int, ...]:
+    return (int(args[-1] == torch.float8_e4m3fn),)
+
+
 def _reference(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
     return reference.ada_norm(x, scale, shift, eps).contiguous()
 
@@ -140,6 +214,23 @@ def _reference_gated(
 
 def _triton_reasons(case: Case) -> list[str]:
     return triton_reasons(case._replace(dtype=torch.float32 if case.dtype is None else case.dtype))
+
+
+def _reference_8bit(x: Tensor, scale: Tensor, shift: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    level, row_scale = reference.ada_norm_8bit(x, scale, shift, eps, dtype)
+    return level.contiguous(), row_scale.contiguous()
+
+
+def _reference_gated_8bit(
+    x: Tensor, residual: Tensor, gate: Tensor | None, scale: Tensor, shift: Tensor, eps: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    level, row_scale, stream = reference.gated_ada_norm_8bit(x, residual, gate, scale, shift, eps, dtype)
+    return level.contiguous(), row_scale.contiguous(), stream.contiguous()
+
+
+def _triton_reasons_8bit(case: Case) -> list[str]:
+    eight = torch.float8_e4m3fn if case.sizes and case.sizes[0] else torch.int8
+    return _triton_reasons(case) + arch_reasons(case.arch, eight)
 
 
 ADA_NORM = define(
@@ -161,4 +252,27 @@ GATED = define(
         Candidate("gated_ada_norm", "reference", _reference_gated),
     ],
     _fake_gated,
+)
+ADA_NORM_8BIT = define(
+    "ada_norm_8bit",
+    "(Tensor x, Tensor scale, Tensor shift, float eps, ScalarType dtype) -> (Tensor, Tensor)",
+    [
+        Candidate("ada_norm_8bit", "triton", triton.ada_norm_8bit, _triton_reasons_8bit, reluctance),
+        Candidate("ada_norm_8bit", "reference", _reference_8bit),
+    ],
+    _fake_8bit,
+    differentiable=False,
+    sizes=_sizes_8bit,
+)
+GATED_8BIT = define(
+    "gated_ada_norm_8bit",
+    "(Tensor x, Tensor residual, Tensor? gate, Tensor scale, Tensor shift, float eps, ScalarType dtype) "
+    "-> (Tensor, Tensor, Tensor)",
+    [
+        Candidate("gated_ada_norm_8bit", "triton", triton.gated_ada_norm_8bit, _triton_reasons_8bit, reluctance),
+        Candidate("gated_ada_norm_8bit", "reference", _reference_gated_8bit),
+    ],
+    _fake_gated_8bit,
+    differentiable=False,
+    sizes=_sizes_8bit,
 )

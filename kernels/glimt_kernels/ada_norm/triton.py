@@ -1,9 +1,10 @@
 """ada_norm and gated_ada_norm in Triton: one program a token, its whole row in registers, read once and written once.
 
-    row -> (+ gate * branch) -> mean -> deviations -> variance -> * (1 + scale) + shift
+    row -> (+ gate * branch) -> mean -> deviations -> variance -> * (1 + scale) + shift (-> largest -> scale, 8 bits)
 
-Bytes, X = B N D elements: 2 X plain, 4 X gated; the modulation comes from L2 when it is per sample. Nothing else moves,
-so the floor is the copy rate. Launch shape in :func:`warps`; each shipped one is in :data:`BUILDS`.
+Bytes, X = B N D elements: 2 X plain, 4 X gated, half an X less where 8 bits come out of 16; the modulation comes from
+L2 when it is per sample. Nothing else moves: the floor is the copy rate. Launch shape in :func:`warps`; each that is
+shipped is in :data:`BUILDS`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from glimt_kernels.triton_env import Build, jit, on_device_of, power_of_2, tl
+from glimt_kernels.eight_bit.triton import FORMAT_ARCHS, POINTERS, levels, magnitude, scale_of
+from glimt_kernels.triton_env import ARCHS, Build, jit, on_device_of, power_of_2, tl
 
 
 @jit
@@ -23,6 +25,7 @@ def _kernel(
     shift,
     out,
     stream,
+    row_scales,
     tokens,
     x_sample,
     x_token,
@@ -39,6 +42,7 @@ def _kernel(
     BLOCK: tl.constexpr,
     BRANCH: tl.constexpr,
     GATED: tl.constexpr,
+    EIGHT: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     sample, token = row // tokens, row % tokens
@@ -63,12 +67,21 @@ def _kernel(
     at = shift + sample * shift_sample + token * shift_token + column
     offset = tl.load(at, mask=inside, other=0.0).to(tl.float32)
     normalized = deviation * inverse * factor + offset
-    tl.store(out + row * WIDTH + column, normalized.to(out.dtype.element_ty), mask=inside)
+    if EIGHT:
+        row_scale = scale_of(tl.max(magnitude(normalized), 0), out)
+        tl.store(row_scales + row, row_scale)
+        tl.store(out + row * WIDTH + column, levels(normalized, 1.0 / row_scale, out), mask=inside)
+    else:
+        tl.store(out + row * WIDTH + column, normalized.to(out.dtype.element_ty), mask=inside)
 
 
-def warps(width: int) -> int:
-    """Warps of a program: 16 elements a thread, so that a row of 5,120 still fits its registers."""
-    return min(16, max(1, power_of_2(width) // 512))
+def warps(width: int, branch: bool, eight: bool) -> int:
+    """Warps of a program: 16 elements a thread, so that a row of 5,120 still fits its registers.
+
+    8 where a stream of 16 bits and a row of 8 are both stored: the compiler would want 8 elements a thread for the one
+    and 16 for the other, and turn the row around in shared memory; ptxas then spilled on sm_120.
+    """
+    return min(16, max(1, power_of_2(width) // (256 if branch and eight else 512)))
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -81,13 +94,21 @@ def _steps(x: Tensor) -> tuple[int, int]:
 
 
 def _launch(
-    x: Tensor, residual: Tensor | None, gate: Tensor | None, scale: Tensor, shift: Tensor, eps: float
-) -> tuple[Tensor, Tensor]:
+    x: Tensor,
+    residual: Tensor | None,
+    gate: Tensor | None,
+    scale: Tensor,
+    shift: Tensor,
+    eps: float,
+    eight: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(normalized, scales of its rows, stream); what there is none of is another of the three."""
     x, scale, shift = _rows(x), _rows(scale), _rows(shift)
     other = x if residual is None else _rows(residual)
     gates = scale if gate is None else _rows(gate)
     samples, tokens, width = x.shape
-    out = torch.empty(x.shape, dtype=other.dtype, device=x.device)
+    out = torch.empty(x.shape, dtype=other.dtype if eight is None else eight, device=x.device)
+    row_scales = out if eight is None else torch.empty((samples, tokens), dtype=torch.float32, device=x.device)
     stream = out if residual is None else torch.empty(x.shape, dtype=other.dtype, device=x.device)
     if out.numel():
         with on_device_of(x):
@@ -99,6 +120,7 @@ def _launch(
                 shift,
                 out,
                 stream,
+                row_scales,
                 tokens,
                 *_steps(x),
                 *_steps(other),
@@ -110,9 +132,10 @@ def _launch(
                 BLOCK=power_of_2(width),
                 BRANCH=residual is not None,
                 GATED=gate is not None,
-                num_warps=warps(width),
+                EIGHT=eight is not None,
+                num_warps=warps(width, residual is not None, eight is not None),
             )
-    return out, stream
+    return out, row_scales, stream
 
 
 def ada_norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
@@ -122,25 +145,49 @@ def ada_norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
 def gated_ada_norm(
     x: Tensor, residual: Tensor, gate: Tensor | None, scale: Tensor, shift: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
-    return _launch(x, residual, gate, scale, shift, eps)
+    return _launch(x, residual, gate, scale, shift, eps)[::2]
 
 
-def _build(width: int, branch: bool) -> Build:
-    pointers = dict.fromkeys(("x", "residual", "out", "stream"), "*bf16")
-    modulations = dict.fromkeys(("gate", "scale", "shift"), "*fp32")
+def ada_norm_8bit(x: Tensor, scale: Tensor, shift: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    return _launch(x, None, None, scale, shift, eps, dtype)[:2]
+
+
+def gated_ada_norm_8bit(
+    x: Tensor, residual: Tensor, gate: Tensor | None, scale: Tensor, shift: Tensor, eps: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _launch(x, residual, gate, scale, shift, eps, dtype)
+
+
+def _build(width: int, branch: bool, eight: torch.dtype | None) -> Build:
+    out = "*bf16" if eight is None else POINTERS[eight]
+    pointers = {**dict.fromkeys(("x", "residual", "stream"), "*bf16"), "out": out}
+    modulations = dict.fromkeys(("gate", "scale", "shift", "row_scales"), "*fp32")
     steps = {
         f"{name}_{axis}": "i64" for name in ("x", "residual", "gate", "scale", "shift") for axis in ("sample", "token")
     }
+    emits = {None: "", torch.int8: " int8", torch.float8_e4m3fn: " fp8"}[eight]
     return Build(
-        op="gated_ada_norm" if branch else "ada_norm",
-        case=f"bf16 {width}",
+        op=f"{'gated_' if branch else ''}ada_norm{'' if eight is None else '_8bit'}",
+        case=f"bf16 {width}{emits}",
         kernel=_kernel,
         signature={**pointers, **modulations, "tokens": "i32", **steps, "eps": "fp32"},
-        constants={"WIDTH": width, "BLOCK": power_of_2(width), "BRANCH": branch, "GATED": branch},
-        num_warps=warps(width),
+        constants={
+            "WIDTH": width,
+            "BLOCK": power_of_2(width),
+            "BRANCH": branch,
+            "GATED": branch,
+            "EIGHT": eight is not None,
+        },
+        num_warps=warps(width, branch, eight is not None),
+        archs=ARCHS if eight is None else FORMAT_ARCHS[eight],
         wide=True,
     )
 
 
 # Wan 1.3B, LTX 2B and Hunyuan 1.5, Wan 5B, LTX 13B, Wan 14B.
-BUILDS = [_build(width, branch) for width in (1536, 2048, 3072, 4096, 5120) for branch in (False, True)]
+BUILDS = [
+    _build(width, branch, eight)
+    for width in (1536, 2048, 3072, 4096, 5120)
+    for branch in (False, True)
+    for eight in (None, torch.int8, torch.float8_e4m3fn)
+]

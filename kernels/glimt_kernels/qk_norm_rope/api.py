@@ -1,12 +1,17 @@
-"""qk_norm_rope: RMS norm over the full width, then rotary positions, as Wan's self-attention begins."""
+"""qk_norm_rope: RMS norm over the full width or each head, then rotary positions: how self-attention begins."""
 
 from __future__ import annotations
+
+import difflib
 
 import torch
 from torch import Tensor
 
-from glimt_kernels.dispatch import Candidate, define
-from glimt_kernels.qk_norm_rope import native, reference
+from glimt_kernels.dispatch import Candidate, Case, define
+from glimt_kernels.qk_norm_rope import native, reference, triton
+from glimt_kernels.triton_env import reluctance, triton_reasons
+
+PAIRS = ("interleaved", "half")
 
 
 def qk_norm_rope(
@@ -18,52 +23,81 @@ def qk_norm_rope(
     sin: Tensor,
     eps: float,
     *,
+    per_head: bool = False,
+    pairs: str = "interleaved",
     impl: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """``y = x / sqrt(mean(x^2) + eps) * weight`` for q and k alike, over all heads of a token together; then each pair
-    of neighbouring channels ``(a, b)`` of every head becomes ``(a cos - b sin, a sin + b cos)``.
+    """``y = x / sqrt(mean(x^2) + eps) * weight`` for q and k alike, over all heads of a token together or over each
+    head by itself; then each pair of channels ``(a, b)`` of every head becomes ``(a cos - b sin, a sin + b cos)``.
 
     Args:
-        q, k: [B, N, heads, head_dim] floating, head_dim even. The last two axes must be contiguous, the others need
-            not be: ``qkv.chunk(3, -1)`` of a fused projection is taken as it is. Any other layout is copied first.
-        q_weight, k_weight: [heads * head_dim].
-        cos, sin: [N, head_dim / 2], one angle per pair, the same for every sample and head.
+        q, k: [B, N, heads, head_dim] floating, head_dim even. The last axis must be contiguous, the others need not
+            be: ``qkv.chunk(3, -1)`` of a fused projection is taken as it is. Any other layout is copied first (the
+            CPU kernel also copies heads that do not lie together).
+        q_weight, k_weight: [heads * head_dim]; with ``per_head`` [head_dim], the same for all heads.
+        cos, sin: [N, head_dim / 2], one angle per pair, the same for every sample and head; or
+            [N, heads, head_dim / 2] where heads have angles of their own (LTX).
         eps: added to the mean square.
-        impl: "native" or "reference" instead of the chosen implementation.
+        per_head: whether the mean is over head_dim (Hunyuan) or over heads * head_dim (Wan, LTX).
+        pairs: "interleaved", channels 2j and 2j + 1 (Wan, Hunyuan, LTX), or "half", channels j and j + head_dim / 2
+            (LTX-2).
+        impl: "native", "triton" or "reference" instead of the chosen implementation.
 
     Returns:
         q and k turned: [B, N, heads, head_dim], contiguous, their dtype; computed in float32 (float64 for float64).
 
     Raises:
-        ValueError: shapes do not fit.
+        ValueError: shapes do not fit, or ``pairs`` is neither.
         UnsupportedError: ``impl`` cannot run this call.
 
-    Source: RMSNorm (arXiv:1910.07467), RoFormer (arXiv:2104.09864); neighbouring pairs as in ``wan/modules/model.py``.
+    Source: RMSNorm (arXiv:1910.07467), RoFormer (arXiv:2104.09864); neighbouring pairs as in ``wan/modules/model.py``,
+    angles of heads and halves as in Diffusers' ``transformer_ltx.py`` and ``transformer_ltx2.py``.
     """
-    _check(q, k, q_weight, k_weight, cos, sin)
-    result: tuple[Tensor, Tensor] = OP(q, k, q_weight, k_weight, cos, sin, eps, impl=impl)
+    check("qk_norm_rope", q, k, q_weight, k_weight, cos, sin, per_head, pairs)
+    result: tuple[Tensor, Tensor] = OP(q, k, q_weight, k_weight, cos, sin, eps, per_head, pairs, impl=impl)
     return result
 
 
-def _check(q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor) -> None:
+def check(
+    op: str,
+    q: Tensor,
+    k: Tensor,
+    q_weight: Tensor,
+    k_weight: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    per_head: bool,
+    pairs: str,
+) -> None:
+    """Raise ValueError if this is no call of ``op``; also for the 8-bit form."""
+    if pairs not in PAIRS:
+        near = difflib.get_close_matches(pairs, PAIRS, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"{op} takes pairs 'interleaved' or 'half', not {pairs!r}{hint}")
     if q.dim() == 4 and q.shape == k.shape and q.shape[3] % 2 == 0:
-        width, table = (q.shape[2] * q.shape[3],), (q.shape[1], q.shape[3] // 2)
+        _, n, heads, head_dim = q.shape
+        width = (head_dim if per_head else heads * head_dim,)
+        table = (n, head_dim // 2) if cos.dim() == 2 else (n, heads, head_dim // 2)
         if q_weight.shape == width and k_weight.shape == width and cos.shape == table and sin.shape == table:
             return
-    found = ", ".join(
-        f"{name} {list(t.shape)}"
-        for name, t in zip(
-            ("q", "k", "q_weight", "k_weight", "cos", "sin"), (q, k, q_weight, k_weight, cos, sin), strict=True
-        )
-    )
+    named = {"q": q, "k": k, "q_weight": q_weight, "k_weight": k_weight, "cos": cos, "sin": sin}
     raise ValueError(
-        "qk_norm_rope takes q, k [B, N, heads, head_dim] (head_dim even), q_weight, k_weight [heads * head_dim] and "
-        f"cos, sin [N, head_dim / 2]; found {found}"
+        f"{op} takes q, k [B, N, heads, head_dim] (head_dim even), q_weight, k_weight "
+        f"{'[head_dim] (per_head)' if per_head else '[heads * head_dim]'} and cos, sin [N, head_dim / 2] or "
+        f"[N, heads, head_dim / 2]; found {', '.join(f'{name} {list(t.shape)}' for name, t in named.items())}"
     )
 
 
 def _fake(
-    q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor, eps: float
+    q: Tensor,
+    k: Tensor,
+    q_weight: Tensor,
+    k_weight: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    eps: float,
+    per_head: bool = False,
+    pairs: str = "interleaved",
 ) -> tuple[Tensor, Tensor]:
     return (
         torch.empty(q.shape, dtype=q.dtype, device=q.device),
@@ -71,12 +105,33 @@ def _fake(
     )
 
 
+def _sizes(
+    q: Tensor,
+    k: Tensor,
+    q_weight: Tensor,
+    k_weight: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    eps: float,
+    per_head: bool = False,
+    pairs: str = "interleaved",
+) -> tuple[int, ...]:
+    return int(per_head), int(pairs == "half"), int(cos.dim() == 3)
+
+
+def _triton_reasons(case: Case) -> list[str]:
+    return triton_reasons(case._replace(dtype=torch.float32 if case.dtype is None else case.dtype))
+
+
 OP = define(
     "qk_norm_rope",
-    "(Tensor q, Tensor k, Tensor q_weight, Tensor k_weight, Tensor cos, Tensor sin, float eps) -> (Tensor, Tensor)",
+    "(Tensor q, Tensor k, Tensor q_weight, Tensor k_weight, Tensor cos, Tensor sin, float eps, "
+    'bool per_head=False, str pairs="interleaved") -> (Tensor, Tensor)',
     [
         Candidate("qk_norm_rope", "native", native.qk_norm_rope, native.reasons),
+        Candidate("qk_norm_rope", "triton", triton.qk_norm_rope, _triton_reasons, reluctance),
         Candidate("qk_norm_rope", "reference", reference.qk_norm_rope),
     ],
     _fake,
+    sizes=_sizes,
 )

@@ -5,10 +5,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from glimt_kernels.native import cpu_float32_reasons as reasons
-from glimt_kernels.native import lib
+from glimt_kernels.dispatch import Case
+from glimt_kernels.native import cpu_float32_reasons, lib
 
 __all__ = ["qk_norm_rope", "reasons"]
+
+
+def reasons(case: Case) -> list[str]:
+    """``case.sizes``, where known: per_head, pairs of halves, angles of heads."""
+    per_head, half, table_heads = case.sizes or (0, 0, 0)
+    found = cpu_float32_reasons(case)
+    if per_head:
+        found.append("it normalizes over all heads of a token together, not over each head")
+    if half:
+        found.append("it turns neighbouring channels, not those half a head apart")
+    if table_heads:
+        found.append("it takes the same angles for all heads, cos and sin [N, head_dim / 2]")
+    return found
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -18,8 +31,17 @@ def _rows(x: Tensor) -> Tensor:
 
 
 def qk_norm_rope(
-    q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor, eps: float
+    q: Tensor,
+    k: Tensor,
+    q_weight: Tensor,
+    k_weight: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    eps: float,
+    per_head: bool = False,
+    pairs: str = "interleaved",
 ) -> tuple[Tensor, Tensor]:
+    """Of ``per_head`` and ``pairs`` only the defaults: see :func:`reasons`."""
     q, k = _rows(q), _rows(k)
     q_weight, k_weight, cos, sin = q_weight.contiguous(), k_weight.contiguous(), cos.contiguous(), sin.contiguous()
     q_out = torch.empty_like(q, memory_format=torch.contiguous_format)
