@@ -15,7 +15,7 @@ from glimt_kernels.dispatch import (
     unsupported_reasons,
     wants_references,
 )
-from glimt_kernels.frames_to_uint8.api import frames_to_uint8
+from glimt_kernels.frames_to_uint8.api import frames_to_nv12, frames_to_uint8
 from glimt_kernels.linear_quant.api import linear_quant, linear_w8, linear_w8a8, quantize_rows
 from glimt_kernels.linear_quant.quantize import QuantizedWeight, quantize_weight
 from glimt_kernels.native import instruction_set
@@ -30,6 +30,7 @@ __all__ = [
     "ada_norm",
     "ada_norm_8bit",
     "attention",
+    "frames_to_nv12",
     "frames_to_uint8",
     "gated_ada_norm",
     "gated_ada_norm_8bit",

@@ -32,7 +32,7 @@ SHARED_LIMIT: Mapping[int, int] = {
 }
 TABLE = Path(__file__).with_name("resources.jsonl")
 # Modules with a list BUILDS.
-MODULES = ("ada_norm", "attention", "linear_quant", "qk_norm_rope", "qk_norm_rope_8bit")
+MODULES = ("ada_norm", "frames_to_uint8", "attention", "linear_quant", "qk_norm_rope", "qk_norm_rope_8bit")
 # Registers and instructions may move by this much between compiler versions before a row counts as worse.
 TOLERANCE = 1.10
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,17 @@ from glimt_kernels import dispatch
 GPU_CASE = kernels.Case("cuda", torch.bfloat16)
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None, *, return_lse: bool = False) -> Any:
+    return kernels.attention(q, k, v, scale=scale, bias=bias, return_lse=return_lse)
+
+
 def calls() -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
     """One small call of each op: the public function and its tensors and numbers."""
     theta = random(5, 4, seed=9)
     q, weight = random(2, 5, 3, 8), random(24, seed=1)
     rope = (q, q.flip(1), weight, weight, theta.cos(), theta.sin(), 1e-6)
     x, m = random(2, 5, 16), random(2, 1, 16, seed=2)
+    heads = q[:, :3, :1], q[:, 1:, 1:2], q[:, 1:, 2:]
     eight_bits = random(8, 16).mul(40).round().to(torch.int8), random(8, seed=1)
     return {
         "rms_norm_silu": (kernels.rms_norm_silu, (random(2, 3, 16), random(16), random(16, seed=1))),
@@ -38,7 +44,10 @@ def calls() -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
         "quantize_rows": (kernels.quantize_rows, (x, "int8")),
         "linear_w8a8": (kernels.linear_w8a8, (*kernels.quantize_rows(x, "int8"), *eight_bits, random(8))),
         "linear_w8": (kernels.linear_w8, (x, *eight_bits, random(8))),
+        "frames_to_nv12": (kernels.frames_to_nv12, (random(1, 3, 2, 4, 6),)),
         "frames_to_uint8": (kernels.frames_to_uint8, (random(1, 3, 2, 4, 5),)),
+        "attention": (attend, (*heads, 0.3, None)),
+        "attention_lse": (partial(attend, return_lse=True), (*heads, 0.3, None)),
     }
 
 
@@ -46,6 +55,7 @@ OPS = sorted(calls())
 # Ops whose results are no function that could be differentiated.
 INTEGRAL = (
     "ada_norm_8bit",
+    "frames_to_nv12",
     "frames_to_uint8",
     "gated_ada_norm_8bit",
     "linear_w8",
@@ -76,6 +86,7 @@ def test_the_inventory_lists_every_implementation_with_reasons() -> None:
         assert mine[-1]["impl"] == "reference"
         assert all(not row["reasons"] for row in mine if row["chosen"])
         expected = "native" if any(row["impl"] == "native" for row in mine) else "reference"
+        expected = "sdpa" if op == "attention" else expected
         assert next(row["impl"] for row in mine if row["chosen"]) == expected
 
 
@@ -126,8 +137,9 @@ def test_an_override_that_cannot_run_is_an_error(monkeypatch: pytest.MonkeyPatch
 def test_half_precision_takes_the_reference_in_its_own_dtype(op: str) -> None:
     call, args = calls()[op]
     low = [arg.bfloat16() if isinstance(arg, Tensor) else arg for arg in args]
-    for y, exact in zip(flat(call(*low)), flat(call(*args)), strict=True):
-        assert y.dtype == torch.bfloat16
+    found = flat(call(*low))
+    assert found[0].dtype == torch.bfloat16
+    for y, exact in zip(found, flat(call(*args)), strict=True):
         torch.testing.assert_close(y.float(), exact, rtol=0.05, atol=0.1)
 
 

@@ -1,15 +1,15 @@
-"""frames_to_uint8: every implementation gives Diffusers' bytes."""
+"""frames_to_uint8: every implementation gives Diffusers' bytes. frames_to_nv12: the colours of BT.709."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
-from budget import ISAS, instruction_set, poison, random
+from budget import HALVES, ISAS, instruction_set, poison, random
 from diffusers.video_processor import VideoProcessor
 from torch import Tensor
 
-from glimt_kernels import frames_to_uint8
+from glimt_kernels import frames_to_nv12, frames_to_uint8
 
 
 def diffusers_bytes(pixels: Tensor) -> Tensor:
@@ -48,7 +48,38 @@ def test_halves_go_to_even(isa: str) -> None:
     assert torch.equal(frames_to_uint8(pixels, impl="reference"), diffusers_bytes(pixels))
 
 
-@pytest.mark.parametrize("impl", ["native", "reference"])
+# One pixel; a prime width, and one that is no multiple of four; of four; of sixteen; more than a program's run.
+@pytest.mark.parametrize(
+    "shape", [(1, 3, 1, 1, 1), (2, 3, 3, 5, 7), (1, 3, 2, 3, 20), (3, 3, 2, 4, 48), (1, 3, 1, 3, 733)]
+)
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_triton_gives_the_same_bytes(
+    dtype: torch.dtype, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = random(*shape).to(dtype)
+    expected = diffusers_bytes(pixels.float())
+    padded = torch.zeros(*shape[:4], shape[4] + 3, dtype=dtype)
+    padded[..., : shape[4]] = pixels
+    layouts = (
+        pixels,
+        pixels.contiguous(memory_format=torch.channels_last_3d),
+        pixels.transpose(3, 4).contiguous().transpose(3, 4),
+        padded[..., : shape[4]],
+        padded.contiguous(memory_format=torch.channels_last_3d)[..., : shape[4]],
+    )
+    poison(monkeypatch)
+    for layout in layouts:
+        assert torch.equal(frames_to_uint8(layout, impl="triton"), expected)
+
+
+def test_triton_rounds_halves_to_even() -> None:
+    pixels = delicate()
+    assert torch.equal(frames_to_uint8(pixels, impl="triton"), diffusers_bytes(pixels))
+    packed = pixels.contiguous(memory_format=torch.channels_last_3d)
+    assert torch.equal(frames_to_uint8(packed, impl="triton"), diffusers_bytes(pixels))
+
+
+@pytest.mark.parametrize("impl", ["native", "triton", "reference"])
 def test_what_is_no_colour(impl: str) -> None:
     values = torch.tensor([float("nan"), float("inf"), -float("inf"), 1e30, -1e30, -0.0])
     pixels = values.view(1, 1, 1, 1, 6).expand(1, 3, 1, 1, 6)
@@ -86,3 +117,94 @@ def test_cuda_gives_the_same_bytes() -> None:
     for pixels in (delicate(), random(2, 3, 3, 5, 7), random(1, 3, 2, 9, 523)):
         expected = frames_to_uint8(pixels, impl="reference")
         assert torch.equal(frames_to_uint8(pixels.cuda(), impl="cuda").cpu(), expected)
+        assert torch.equal(frames_to_uint8(pixels.cuda(), impl="triton").cpu(), expected)
+
+
+# 100 % colour bars: R, G, B and their Y, Cb, Cr in BT.709, limited range, as published for HDTV.
+BARS = {
+    (1, 1, 1): (235, 128, 128),
+    (1, 1, 0): (219, 16, 138),
+    (0, 1, 1): (188, 154, 16),
+    (0, 1, 0): (173, 42, 26),
+    (1, 0, 1): (78, 214, 230),
+    (1, 0, 0): (63, 102, 240),
+    (0, 0, 1): (32, 240, 118),
+    (0, 0, 0): (16, 128, 128),
+}
+
+
+def planes(frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Y [B, F, H, W], Cb and Cr [B, F, H / 2, W / 2] of NV12 frames."""
+    height = frames.shape[2] // 3 * 2
+    both = frames[:, :, height:].unflatten(-1, (-1, 2))
+    return frames[:, :, :height], both[..., 0], both[..., 1]
+
+
+def exact_nv12(pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """By the matrix of BT.709, before rounding, float64."""
+    rows = [
+        [0.2126, 0.7152, 0.0722],
+        [-0.2126 / 1.8556, -0.7152 / 1.8556, 0.9278 / 1.8556],
+        [0.7874 / 1.5748, -0.7152 / 1.5748, -0.0722 / 1.5748],
+    ]
+    matrix = torch.tensor(rows, dtype=torch.float64)
+    unit = (pixels.double() / 2 + 0.5).clamp(0, 1)
+    y, cb, cr = torch.einsum("ij,bjfhw->ibfhw", matrix, unit)
+    pool = torch.nn.functional.avg_pool2d
+    return 16 + 219 * y, 128 + 224 * pool(cb, 2), 128 + 224 * pool(cr, 2)
+
+
+@pytest.mark.parametrize("impl", ["triton", "reference"])
+def test_colour_bars(impl: str) -> None:
+    colours = torch.tensor(list(BARS)).float() * 2 - 1  # [8, 3]
+    pixels = colours.T.reshape(1, 3, 1, 1, 8).repeat_interleave(6, -1).expand(1, 3, 2, 4, 48)
+    frames = frames_to_nv12(pixels, impl=impl)
+    assert frames.shape == (1, 2, 6, 48)
+    for plane, column in zip(planes(frames), range(3), strict=True):
+        found = plane[0, 1, -1].unflatten(0, (8, -1)).int()
+        expected = torch.tensor([bar[column] for bar in BARS.values()])
+        assert ((found - expected[:, None]).abs() <= 1).all()
+
+
+@pytest.mark.parametrize("impl", ["triton", "reference"])
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("shape", [(1, 3, 1, 2, 2), (3, 3, 2, 22, 6), (1, 3, 2, 6, 518), (0, 3, 2, 4, 6)])
+def test_nv12_is_the_nearest_level(
+    shape: tuple[int, ...], dtype: torch.dtype, impl: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = random(*shape).to(dtype)
+    poison(monkeypatch)
+    layouts = [pixels, pixels.transpose(3, 4).contiguous().transpose(3, 4)]
+    layouts.append(pixels.contiguous(memory_format=torch.channels_last_3d))
+    for layout in layouts:
+        frames = frames_to_nv12(layout, impl=impl)
+        assert frames.is_contiguous()
+        for plane, exact in zip(planes(frames), exact_nv12(pixels), strict=True):
+            assert plane.shape == exact.shape
+            assert ((plane.double() - exact).abs() <= 0.5001).all()
+
+
+@pytest.mark.parametrize("impl", ["triton", "reference"])
+def test_nv12_of_what_is_no_colour(impl: str) -> None:
+    values = torch.tensor([float("nan"), -float("inf"), float("inf"), 1e30, -1e30, -0.0])
+    pixels = values.view(1, 1, 1, 1, 6).expand(1, 3, 1, 2, 6)
+    luma, cb, cr = planes(frames_to_nv12(pixels, impl=impl))
+    assert luma[0, 0, 1].tolist() == [16, 16, 235, 235, 16, 126]  # 125.5, to even
+    assert torch.equal(cb, cr)
+    assert (cb == 128).all()
+
+
+def test_nv12_refuses_odd_sizes() -> None:
+    with pytest.raises(ValueError, match=r"even height and width.* 5 x 7, cut it to 4 x 6"):
+        frames_to_nv12(random(1, 3, 2, 5, 7))
+    with pytest.raises(ValueError, match=r"\[1, 4, 2, 2, 2\]"):
+        frames_to_nv12(random(1, 4, 2, 2, 2))
+
+
+@pytest.mark.gpu
+def test_nv12_on_cuda() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    pixels = random(2, 3, 3, 22, 518)
+    for plane, exact in zip(planes(frames_to_nv12(pixels.cuda()).cpu()), exact_nv12(pixels), strict=True):
+        assert ((plane.double() - exact).abs() <= 0.5001).all()

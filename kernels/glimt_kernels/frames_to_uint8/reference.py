@@ -1,12 +1,30 @@
-"""What frames_to_uint8 means: obvious PyTorch, any floating dtype."""
+"""What frames_to_uint8 and frames_to_nv12 mean: obvious PyTorch, any floating dtype."""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+# Of BT.709: what red and blue contribute to luma.
+KR, KB = 0.2126, 0.0722
+
+
+def _unit(pixels: Tensor) -> Tensor:
+    """In [0, 1], float32."""
+    return (pixels.float() * 0.5 + 0.5).clamp(0, 1)
 
 
 def frames_to_uint8(pixels: Tensor) -> Tensor:
-    unit = (pixels.float() * 0.5 + 0.5).clamp(0, 1)
-    levels = torch.round(unit * 255).nan_to_num(nan=0.0)
+    levels = torch.round(_unit(pixels) * 255).nan_to_num(nan=0.0)
     return levels.permute(0, 2, 3, 4, 1).to(torch.uint8, memory_format=torch.contiguous_format)
+
+
+def frames_to_nv12(pixels: Tensor) -> Tensor:
+    r, g, b = _unit(pixels).nan_to_num(nan=0.0).unbind(1)  # [B, F, H, W]
+    y = KR * r + (1 - KR - KB) * g + KB * b
+    cb, cr = (b - y) / (2 * (1 - KB)), (r - y) / (2 * (1 - KR))
+    quarters = [F.avg_pool2d(chroma, 2) for chroma in (cb, cr)]
+    chroma = torch.stack(quarters, dim=-1).flatten(-2)  # Cb and Cr in turn: [B, F, H / 2, W]
+    levels = torch.cat([16 + 219 * y, 128 + 224 * chroma], dim=2)
+    return levels.round().to(torch.uint8)
