@@ -3,26 +3,25 @@
     logits = q k^T -> running maximum and sum in powers of two -> weights -> acc = acc * decay + weights v
 
 The scale, times log2(e), is applied in float32 inside the exponent's fused multiply-add, where it costs nothing;
-folding it into q would round q once more. Only one block of keys, the ragged one, is masked. Ways through the keys:
+folding it into q would round q once more. Only one block of keys, the ragged one, is masked. Two ways through the keys:
 
 * :func:`attend`: one block after the other, the ragged one first, which leaves the loop fewer registers to keep.
-* With matrix units that compute by themselves, and TMA: softmax and products of two different blocks at the same time.
-  :func:`attend_values_behind` (sm_90) multiplies a block's weights and values during the softmax of the next;
-  :func:`attend_logits_ahead` (sm_100) multiplies the next block's queries and keys during the softmax of this one.
+* :func:`attend_overlapped` (sm_90, 100): the logits of the next block are asked for before the softmax of this one, so
+  that the asynchronous matrix units compute while the exponentials run; keys and values come by TMA.
 
-Programs of one head follow each other, so that its keys and values stay in L2. Tiles in ``launch.py``; each shipped
-configuration is in :data:`BUILDS`. chunk_attention goes the same ways.
+Programs of one head follow each other, so that its keys and values stay in L2. Tiles in :func:`tiles`; each shipped
+configuration is in :data:`BUILDS`. chunk_attention uses the same two ways.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from glimt_kernels.attention.launch import Tiles, describable, described, rows, steps, tiles
+from glimt_kernels.attention.call import chip
 from glimt_kernels.dispatch import case_of
 from glimt_kernels.triton_env import ARCHS, Build, jit, on_device_of, power_of_2, tl
 
@@ -49,8 +48,8 @@ def rows_of(
 
 
 @jit
-def absorb(total, top, logits, scale, bias, left, BLOCK: tl.constexpr, BIASED: tl.constexpr, MASKED: tl.constexpr):
-    """A block of logits into the running softmax: what the past decays by, the new sum and maximum, its weights."""
+def absorb(acc, total, top, logits, scale, bias, left, BLOCK: tl.constexpr, BIASED: tl.constexpr, MASKED: tl.constexpr):
+    """A block of logits into the running softmax: ``acc`` decayed, the new sum and maximum, the block's weights."""
     key = tl.arange(0, BLOCK)
     if BIASED:
         if MASKED:
@@ -70,7 +69,7 @@ def absorb(total, top, logits, scale, bias, left, BLOCK: tl.constexpr, BIASED: t
         origin = highest
         weights = tl.exp2(logits * scale - origin[:, None])
     decay = tl.exp2(top - origin)
-    return decay, total * decay + tl.sum(weights, 1), highest, weights
+    return acc * decay[:, None], total * decay + tl.sum(weights, 1), highest, weights
 
 
 @jit
@@ -100,20 +99,20 @@ def attend(
     left = count - last
     key = rows_of(k, first + last, left, k_token, BLOCK, HEAD_DIM, BLOCK_D, True)
     logits = tl.dot(query, tl.trans(key), input_precision="ieee")
-    decay, total, top, weights = absorb(total, top, logits, scale, bias + last, left, BLOCK, BIASED, True)
+    acc, total, top, weights = absorb(acc, total, top, logits, scale, bias + last, left, BLOCK, BIASED, True)
     value = rows_of(v, first + last, left, v_token, BLOCK, HEAD_DIM, BLOCK_D, True)
-    acc = tl.dot(weights.to(value.dtype), value, acc * decay[:, None], input_precision="ieee")
+    acc = tl.dot(weights.to(value.dtype), value, acc, input_precision="ieee")
     for start in tl.range(0, last, BLOCK):
         key = rows_of(k, first + start, 0, k_token, BLOCK, HEAD_DIM, BLOCK_D, False)
         logits = tl.dot(query, tl.trans(key), input_precision="ieee")
-        decay, total, top, weights = absorb(total, top, logits, scale, bias + start, 0, BLOCK, BIASED, False)
+        acc, total, top, weights = absorb(acc, total, top, logits, scale, bias + start, 0, BLOCK, BIASED, False)
         value = rows_of(v, first + start, 0, v_token, BLOCK, HEAD_DIM, BLOCK_D, False)
-        acc = tl.dot(weights.to(value.dtype), value, acc * decay[:, None], input_precision="ieee")
+        acc = tl.dot(weights.to(value.dtype), value, acc, input_precision="ieee")
     return acc, total, top
 
 
 @jit
-def attend_values_behind(
+def attend_overlapped(
     acc,
     total,
     top,
@@ -129,58 +128,22 @@ def attend_values_behind(
     BLOCK: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BIASED: tl.constexpr,
+    UNROLL: tl.constexpr,
 ):
-    """:func:`attend` with TMA descriptors of the whole tensors, and values one block behind keys."""
-    last = (tl.cdiv(count, BLOCK) - 1) * BLOCK
-    key = k.load([sample, first + last, head, 0]).reshape(BLOCK, BLOCK_D)
-    logits = tl.dot(query, tl.trans(key))
-    decay, total, top, wide = absorb(total, top, logits, scale, bias + last, count - last, BLOCK, BIASED, True)
-    weights = wide.to(query.dtype)
-    for start in tl.range(0, last, BLOCK):
-        key = k.load([sample, first + start, head, 0]).reshape(BLOCK, BLOCK_D)
-        logits = tl.dot(query, tl.trans(key))
-        before = first + tl.where(start == 0, last, start - BLOCK)
-        value = v.load([sample, before, head, 0]).reshape(BLOCK, BLOCK_D)
-        acc = tl.dot(weights, value, acc * decay[:, None])
-        decay, total, top, wide = absorb(total, top, logits, scale, bias + start, 0, BLOCK, BIASED, False)
-        weights = wide.to(query.dtype)
-    before = first + tl.where(last == 0, last, last - BLOCK)
-    value = v.load([sample, before, head, 0]).reshape(BLOCK, BLOCK_D)
-    return tl.dot(weights, value, acc * decay[:, None]), total, top
-
-
-@jit
-def attend_logits_ahead(
-    acc,
-    total,
-    top,
-    query,
-    k,
-    v,
-    bias,
-    sample,
-    head,
-    first,
-    count,
-    scale,
-    BLOCK: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BIASED: tl.constexpr,
-):
-    """:func:`attend` with TMA descriptors of the whole tensors, and logits one block ahead; the ragged block last."""
+    """:func:`attend` with TMA descriptors of the whole tensors [B, L, heads, head_dim]; the ragged block comes last."""
     last = (tl.cdiv(count, BLOCK) - 1) * BLOCK
     key = k.load([sample, first, head, 0]).reshape(BLOCK, BLOCK_D)
     logits = tl.dot(query, tl.trans(key))
-    for start in tl.range(0, last, BLOCK):
+    for start in tl.range(0, last, BLOCK, loop_unroll_factor=UNROLL):
         key = k.load([sample, first + start + BLOCK, head, 0]).reshape(BLOCK, BLOCK_D)
         following = tl.dot(query, tl.trans(key))
-        decay, total, top, weights = absorb(total, top, logits, scale, bias + start, 0, BLOCK, BIASED, False)
+        acc, total, top, weights = absorb(acc, total, top, logits, scale, bias + start, 0, BLOCK, BIASED, False)
         value = v.load([sample, first + start, head, 0]).reshape(BLOCK, BLOCK_D)
-        acc = tl.dot(weights.to(value.dtype), value, acc * decay[:, None])
+        acc = tl.dot(weights.to(value.dtype), value, acc)
         logits = following
-    decay, total, top, weights = absorb(total, top, logits, scale, bias + last, count - last, BLOCK, BIASED, True)
+    acc, total, top, weights = absorb(acc, total, top, logits, scale, bias + last, count - last, BLOCK, BIASED, True)
     value = v.load([sample, first + last, head, 0]).reshape(BLOCK, BLOCK_D)
-    return tl.dot(weights.to(value.dtype), value, acc * decay[:, None]), total, top
+    return tl.dot(weights.to(value.dtype), value, acc), total, top
 
 
 @jit
@@ -231,7 +194,8 @@ def _kernel(
     BLOCK_D: tl.constexpr,
     BIASED: tl.constexpr,
     LSE: tl.constexpr,
-    WAY: tl.constexpr,
+    OVERLAP: tl.constexpr,
+    UNROLL: tl.constexpr,
 ):
     blocks = tl.cdiv(tokens, BLOCK_M)
     program = tl.program_id(0)
@@ -245,13 +209,9 @@ def _kernel(
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     top = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    if WAY == "values behind":
-        acc, total, top = attend_values_behind(
-            acc, total, top, query, k, v, bias, sample, head, 0, keys, scale, BLOCK_N, BLOCK_D, BIASED
-        )
-    elif WAY == "logits ahead":
-        acc, total, top = attend_logits_ahead(
-            acc, total, top, query, k, v, bias, sample, head, 0, keys, scale, BLOCK_N, BLOCK_D, BIASED
+    if OVERLAP:
+        acc, total, top = attend_overlapped(
+            acc, total, top, query, k, v, bias, sample, head, 0, keys, scale, BLOCK_N, BLOCK_D, BIASED, UNROLL
         )
     else:
         k += wide_sample * k_sample + wide_head * k_head
@@ -264,17 +224,76 @@ def _kernel(
     finish(acc, total, top, out, lse, first + tl.arange(0, BLOCK_M), tokens, out_token, HEAD_DIM, BLOCK_D, LSE)
 
 
+class Tiles(NamedTuple):
+    """Launch shape: queries of a program, keys of a block; whether the overlapped way, and how often unrolled."""
+
+    queries: int
+    keys: int
+    warps: int
+    stages: int
+    overlap: bool = False
+    unroll: int = 1
+
+
+def tiles(arch: int, dtype: torch.dtype, head_dim: int, describable: bool = True) -> Tiles:
+    """The launch shape on a chip.
+
+    Args:
+        arch: as in ``Case``; 0 (interpreted) is as sm_80.
+        describable: whether TMA can read the keys and values.
+    """
+    known = chip(arch)
+    width = max(32, power_of_2(head_dim))
+    if dtype == torch.float32:  # no matrix units: registers are the limit
+        return {32: Tiles(32, 32, 4, 2), 64: Tiles(32, 32, 4, 2), 128: Tiles(32, 32, 8, 2)}.get(
+            width, Tiles(32, 16, 16, 2)
+        )
+    if known in (90, 100) and describable and head_dim in (64, 128):
+        if known == 100:
+            return Tiles(128, 128, 8, 2, overlap=True)
+        return Tiles(128, 128 if head_dim == 64 else 64, 8, 2, overlap=True, unroll=2)
+    if width == 256:
+        return Tiles(64, 32, 8, 2)
+    if width == 128:
+        return Tiles(128, 64, 8, 3)
+    return Tiles(128, 64, 4, 2 if known == 120 else 3)  # on sm_120 a third stage spills
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x if x.stride(3) == 1 or x.shape[3] == 1 else x.contiguous()
+
+
+def steps(x: Tensor) -> list[int]:
+    """Strides of the axes but the last; of an axis of length 1, what they would be in a contiguous tensor."""
+    heads, width = x.shape[2:]
+    dense = (x.shape[1] * heads * width, heads * width, width)
+    return [d if n == 1 else s for n, s, d in zip(x.shape[:3], x.stride()[:3], dense, strict=True)]
+
+
+def describable(x: Tensor) -> bool:
+    """Whether a TMA descriptor can hold ``x``: everything on multiples of 16 bytes, no axis shared."""
+    size = x.element_size()
+    return x.data_ptr() % 16 == 0 and all(0 < s * size < 1 << 40 and s * size % 16 == 0 for s in steps(x))
+
+
+def described(x: Tensor, block: int) -> Any:
+    """The TMA descriptor of ``x`` [B, L, heads, head_dim] that loads ``block`` tokens of one head."""
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    return TensorDescriptor(x, list(x.shape), [*steps(x), 1], [1, block, 1, x.shape[3]])
+
+
 def _launch(
     q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None, out: Tensor, lse: Tensor | None
 ) -> None:
-    q, k, v = rows(q), rows(k), rows(v)
+    q, k, v = _rows(q), _rows(k), _rows(v)
     bias = None if bias is None else bias.float().contiguous()
     samples, tokens, heads, head_dim = q.shape
     tile = tiles(case_of([q]).arch, q.dtype, head_dim, describable(k) and describable(v))
     with on_device_of(q):
         _kernel[(-(-tokens // tile.queries) * samples * heads,)](
             q,
-            *([described(x, tile.keys) for x in (k, v)] if tile.tma else [k, v]),
+            *([described(x, tile.keys) for x in (k, v)] if tile.overlap else [k, v]),
             q if bias is None else bias,
             out,
             out if lse is None else lse,
@@ -299,7 +318,8 @@ def constants(tile: Tiles, head_dim: int, biased: bool, lse: bool) -> dict[str, 
         "BLOCK_D": max(32, power_of_2(head_dim)),
         "BIASED": biased,
         "LSE": lse,
-        "WAY": tile.way,
+        "OVERLAP": tile.overlap,
+        "UNROLL": tile.unroll,
     }
 
 
@@ -336,7 +356,7 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 def _build(arch: int, dtype: str, head_dim: int, cross: bool, describable: bool = True) -> Build:
     """Self-attention, or cross-attention with a bias, which also gives the log of the sum."""
     tile = tiles(arch, _DTYPES[dtype], head_dim, describable)
-    block = f"tensordesc<{dtype}[1,{tile.keys},1,{head_dim}]>" if tile.tma else f"*{dtype}"
+    block = f"tensordesc<{dtype}[1,{tile.keys},1,{head_dim}]>" if tile.overlap else f"*{dtype}"
     pointers = {"q": f"*{dtype}", "k": block, "v": block, "bias": "*fp32", "out": f"*{dtype}", "lse": "*fp32"}
     sizes = {"scale": "fp32", **dict.fromkeys(("tokens", "keys", "heads"), "i32"), "bias_sample": "i64"}
     strides = {f"{x}_{axis}": "i64" for x in ("q", "k", "v", "out") for axis in ("sample", "token", "head")}
@@ -349,7 +369,7 @@ def _build(arch: int, dtype: str, head_dim: int, cross: bool, describable: bool 
         num_warps=tile.warps,
         num_stages=tile.stages,
         archs=(arch,),
-        needs={} if dtype == "fp32" else {arch: (_MATRIX[arch], *(["UTMALDG"] if tile.tma else []))},
+        needs={} if dtype == "fp32" else {arch: (_MATRIX[arch], *(["UTMALDG"] if tile.overlap else []))},
     )
 
 
