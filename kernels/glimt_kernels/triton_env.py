@@ -28,9 +28,7 @@ _WANTED = INTERPRETED or torch.version.cuda is not None or os.environ.get("GLIMT
 ABSENT: str | None = None
 tl = None  # kernels are defined all the same, and never run
 if not _WANTED:
-    ABSENT = (
-        "this PyTorch is not built for CUDA (GLIMT_TRITON=1 loads Triton all the same, to compile for other machines)"
-    )
+    ABSENT = "this PyTorch is not built for CUDA (to compile for other machines all the same, set GLIMT_TRITON=1)"
 else:
     try:
         import triton
