@@ -5,6 +5,8 @@
 #
 # PYTHON=python3.12      the interpreter that makes .venv
 # PIP_ARGS="..."         more for pip, such as --index-url of PyTorch's CPU builds (PyPI's bring CUDA along)
+# GLIMT_CUDA=OFF         CUDA kernels: AUTO (if an nvcc is found; the default), ON (fail without one) or OFF
+# PYTEST_ARGS="..."      more for pytest in `make test`, such as -vv (each test), -ra (skips), --durations=10 (slowest)
 # PROMPT="..."           what `make demo` draws
 # BENCH_ARGS="..."       options of `python -m benchmarks.cpu`
 SHELL := bash
@@ -14,6 +16,8 @@ SHELL := bash
 
 PYTHON ?= python3
 PIP_ARGS ?=
+export GLIMT_CUDA ?= AUTO
+PYTEST_ARGS ?=
 PROMPT ?= a red ball rolls left over a green floor
 BENCH_ARGS ?=
 VENV := .venv
@@ -22,10 +26,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq $(PIP_ARGS) 
 
 # What the installed package is made of; Python sources are not among it, the install is editable.
 NATIVE := $(shell find csrc cmake kernels -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.cmake')
-INSTALL_INPUTS := pyproject.toml constraints.txt CMakeLists.txt $(NATIVE)
+INSTALL_INPUTS := pyproject.toml constraints.txt CMakeLists.txt cmake/wheel_nvcc.py $(NATIVE) $(VENV)/.stamp-cuda
 FORMATTED := $(filter-out %.cmake,$(NATIVE))
 
-.PHONY: help demo test lint unit format bench-cpu clean
+.PHONY: help demo test lint unit format bench-cpu clean always
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | sed '/^$$/q'
@@ -45,6 +49,10 @@ $(VENV)/.stamp-torch: constraints.txt | $(BIN)/python
 	@$(PIP) scikit-build-core nanobind cmake ninja
 	@touch $@
 
+# Written only when GLIMT_CUDA is another one than at the last build, which is then made anew.
+$(VENV)/.stamp-cuda: always | $(BIN)/python
+	@[[ -f $@ && $$(<$@) == "$$GLIMT_CUDA" ]] || { rm -f build/*/CMakeCache.txt; echo "$$GLIMT_CUDA" > $@; }
+
 $(VENV)/.stamp-install: $(INSTALL_INPUTS) $(VENV)/.stamp-torch
 	@echo "building and installing glimt"
 	@$(PIP) --no-build-isolation -e .
@@ -52,7 +60,7 @@ $(VENV)/.stamp-install: $(INSTALL_INPUTS) $(VENV)/.stamp-torch
 
 $(VENV)/.stamp-test: $(INSTALL_INPUTS) $(VENV)/.stamp-torch
 	@echo "building and installing glimt with what its tests need"
-	@$(PIP) --no-build-isolation -e '.[test,oracle,judge,train,triton]'
+	@$(PIP) --no-build-isolation -e '.[test,oracle,judge,train,triton,bench]'
 	@touch $@ $(VENV)/.stamp-install
 
 # ---- what people ask for ---------------------------------------------------------------------------------------------
@@ -73,7 +81,7 @@ lint: $(VENV)/.stamp-test
 	@$(BIN)/mypy --no-error-summary
 
 unit: $(VENV)/.stamp-test
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q -o console_output_style=classic $(PYTEST_ARGS)
 
 format: $(VENV)/.stamp-test
 	@$(BIN)/ruff check --quiet --fix .

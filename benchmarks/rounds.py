@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from benchmarks.harness import BenchmarkError, Worker, order
 from benchmarks.requests import Request
@@ -89,14 +90,18 @@ def _warm(worker: Worker, request: Request, frames: Path, into: Measured) -> Non
 
 
 def agreement(ours: Path, other: Path) -> float:
+    """PSNR of two saved clips in dB; see :func:`require_agreement`."""
+    return require_agreement(np.load(ours), np.load(other), "the frames differ")
+
+
+def require_agreement(a: npt.NDArray[np.uint8], b: npt.NDArray[np.uint8], what: str) -> float:
     """PSNR of two clips in dB (120 where they are equal). Raises BenchmarkError below ``MIN_PSNR_DB``."""
-    a, b = np.load(ours), np.load(other)
     if a.shape != b.shape:
         raise BenchmarkError(f"frames differ in shape: {a.shape} and {b.shape}")
     mean = float(((a.astype(np.float64) - b) ** 2).mean())
     psnr_db = 10 * float(np.log10(255**2 / max(mean, 255**2 * 1e-12)))
     if psnr_db < MIN_PSNR_DB:
-        raise BenchmarkError(f"the frames differ: PSNR {psnr_db:.1f} dB, {MIN_PSNR_DB:.0f} dB is the least")
+        raise BenchmarkError(f"{what}: PSNR {psnr_db:.1f} dB, {MIN_PSNR_DB:.0f} dB is the least")
     return round(psnr_db, 1)
 
 

@@ -4,21 +4,19 @@
 #
 # The runtime is linked statically, so the module loads on a machine without a driver.
 set(glimt_cuda_archs "80;86;89;90a;100;120")
-if(GLIMT_CUDA STREQUAL "OFF")
+if(glimt_cuda_wanted STREQUAL "OFF")
   message(STATUS "glimt: CUDA kernels off (GLIMT_CUDA=OFF)")
   return()
 endif()
 
+if(NOT CMAKE_CUDA_COMPILER) # one that was not found before may be there now
+  unset(CMAKE_CUDA_COMPILER CACHE)
+endif()
 include(CheckLanguage)
 check_language(CUDA)
 if(NOT CMAKE_CUDA_COMPILER)
-  execute_process(
-    COMMAND ${Python_EXECUTABLE} -c "import importlib.util as u, pathlib as p
-spec = u.find_spec('nvidia')
-roots = spec.submodule_search_locations if spec else []
-found = sorted(str(c) for r in roots for c in p.Path(r).glob('cu*/bin/nvcc'))
-print(found[-1] if found else '')"
-    OUTPUT_VARIABLE pip_nvcc OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
+  execute_process(COMMAND ${Python_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/wheel_nvcc.py
+                  OUTPUT_VARIABLE pip_nvcc OUTPUT_STRIP_TRAILING_WHITESPACE COMMAND_ERROR_IS_FATAL ANY)
   if(pip_nvcc)
     cmake_path(GET pip_nvcc PARENT_PATH pip_cuda)
     cmake_path(GET pip_cuda PARENT_PATH pip_cuda)
@@ -44,7 +42,7 @@ if(CMAKE_CUDA_COMPILER)
 endif()
 
 if(NOT TARGET CUDA::cudart_static)
-  if(GLIMT_CUDA STREQUAL "ON")
+  if(glimt_cuda_wanted STREQUAL "ON")
     message(FATAL_ERROR "GLIMT_CUDA=ON, but no usable CUDA toolkit (nvcc and the static runtime) was found. Put nvcc on "
                         "PATH, or: pip install \"cuda-toolkit[nvcc,cudart,cccl,crt,nvvm]\"")
   endif()

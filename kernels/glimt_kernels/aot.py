@@ -1,6 +1,6 @@
 """Compile Triton kernels ahead of time for every chip, on any machine, and read back what each one costs.
 
-    python -m glimt_kernels.aot                       # the table, compared with the committed one
+    GLIMT_TRITON=1 python -m glimt_kernels.aot        # the table, compared with the committed one
     python -m glimt_kernels.aot --write               # replace the committed one, resources.jsonl
     python -m glimt_kernels.aot --op attention --arch 90
 
@@ -24,6 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from glimt_kernels import triton_env
 from glimt_kernels.triton_env import ARCHS, Build
 
 # Bytes of shared memory that one block may have.
@@ -188,6 +189,8 @@ def main() -> int:
     parser.add_argument("--arch", action="append", type=int, choices=ARCHS, help="only this chip (may be repeated)")
     parser.add_argument("--write", action="store_true", help="put the rows into the committed table")
     args = parser.parse_args()
+    if triton_env.ABSENT:
+        parser.error(triton_env.ABSENT)
     known, complaints = read_table(), 0
     for build, row in survey(builds(args.op), args.arch or ARCHS):
         wrong = faults(build, row) if args.write else _complaints(build, row, known)

@@ -193,11 +193,16 @@ def _choose(among: tuple[Candidate, ...], case: Case, wanted: str | None) -> Can
     raise UnsupportedError("\n".join(refused))
 
 
-def candidates(op: str) -> tuple[Candidate, ...]:
-    """The candidates of ``op``, best first."""
+def find(op: str) -> Op:
+    """The op of that name. Raises UnsupportedError where there is none."""
     if op not in _OPS:
         raise UnsupportedError(f"no op {op!r}; there are {', '.join(sorted(_OPS))}")
-    return _OPS[op].candidates
+    return _OPS[op]
+
+
+def candidates(op: str) -> tuple[Candidate, ...]:
+    """The candidates of ``op``, best first."""
+    return find(op).candidates
 
 
 def inventory(case: Case = CPU_FLOAT32) -> list[dict[str, Any]]:

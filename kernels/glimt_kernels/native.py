@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch  # before the compiled module: its libgomp is then the one that both use
 
 from glimt_kernels.dispatch import Case
@@ -18,11 +20,20 @@ else:
     fits = getattr(lib, "interface", int)() == INTERFACE
     ABSENT = None if fits else "the compiled module is of another version than the Python beside it; reinstall glimt"
 
-__all__ = ["ABSENT", "cpu_float32_reasons", "cuda_reasons", "lib"]
+__all__ = ["ABSENT", "cpu_float32_reasons", "cuda_reasons", "instruction_set", "instruction_sets", "lib"]
+
+# What the CPU kernels are compiled for (cmake/cpu.cmake), best first, and what a processor must have to run it.
+_NEEDS = {"v4": "AVX-512 (F, BW, CD, DQ, VL)", "v3": "AVX2, FMA and BMI2", "baseline": "nothing special"}
 
 
 def _dtype_name(dtype: torch.dtype | None) -> str:
     return "of several dtypes" if dtype is None else str(dtype).removeprefix("torch.")
+
+
+def instruction_set() -> str:
+    """What CPU code is chosen by, in PyTorch's words and in ours: the last bits of sums follow from it."""
+    ours = "none" if ABSENT else lib.isa()
+    return f"{torch.backends.cpu.get_cpu_capability()} (PyTorch), {ours} (glimt_kernels)"
 
 
 def cpu_float32_reasons(case: Case) -> list[str]:
@@ -33,6 +44,20 @@ def cpu_float32_reasons(case: Case) -> list[str]:
     if case.dtype != torch.float32:
         reasons.append(f"it computes float32, the tensors are {_dtype_name(case.dtype)}")
     return reasons
+
+
+def instruction_sets() -> list[dict[str, Any]]:
+    """Those of the CPU kernels, best first: ``isa``, ``chosen``, ``reasons`` (why it cannot run)."""
+    if ABSENT:
+        return [{"isa": isa, "chosen": False, "reasons": [ABSENT]} for isa in _NEEDS]
+    runs = lib.isas()
+    return [
+        {"isa": isa, "chosen": isa == lib.isa(), "reasons": [] if isa in runs else [_isa_reason(isa)]} for isa in _NEEDS
+    ]
+
+
+def _isa_reason(isa: str) -> str:
+    return f"this processor has not all of {_NEEDS[isa]}, or the compiler that built glimt does not know x86-64-{isa}"
 
 
 def cuda_reasons(case: Case) -> list[str]:

@@ -21,15 +21,21 @@ if TYPE_CHECKING:
     import triton
     import triton.language as tl
 
-try:
-    import triton
-    import triton.language as tl
-except ImportError as error:
-    ABSENT: str | None = f"Triton could not be imported ({error}); install it with: pip install 'glimt[triton]'"
-else:
-    ABSENT = None
-
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
+# Importing Triton takes longer than the engine's own start: only where its kernels could run, or are asked for.
+_WANTED = INTERPRETED or torch.version.cuda is not None or os.environ.get("GLIMT_TRITON", "0") == "1"
+
+ABSENT: str | None = None
+tl = None  # kernels are defined all the same, and never run
+if not _WANTED:
+    ABSENT = "this PyTorch is not built for CUDA (to compile for other machines all the same, set GLIMT_TRITON=1)"
+else:
+    try:
+        import triton
+        import triton.language as tl
+    except ImportError as error:
+        ABSENT = f"Triton could not be imported ({error}); install it with: pip install 'glimt[triton]'"
+
 ARCHS = (80, 86, 89, 90, 100, 120)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 

@@ -58,6 +58,24 @@ def check_request(request: GenerateRequest, card: Card, further: Further) -> Res
     return ResolvedRequest(**values)
 
 
+def check_without_model(request: GenerateRequest) -> None:
+    """The rules that every model has, for where there is none to check the request against.
+
+    Raises:
+        RequestError: naming every field that no model could meet; fields left to the model are passed over.
+    """
+    values = {field.name: getattr(request, field.name) for field in fields(request)}
+    problems = [
+        *_least_problems(values),
+        *_number_problems(values),
+        *_solver_problems(values["solver"]),
+        *_picture_problems(values),
+    ]
+    problems = [problem for problem in problems if values[problem.partition(":")[0]] is not None]
+    if problems := [*_text_problems(values), *problems]:
+        raise RequestError(*problems)
+
+
 def _defaults(request: GenerateRequest, card: Card) -> dict[str, Any]:
     """The model's defaults; for a solver that is not the model's own, that solver's number of steps and shift."""
     defaults = {name: getattr(card, name) for name in _MODEL_DEFAULTS}
@@ -99,6 +117,18 @@ def _shape_problems(values: dict[str, Any], card: Card) -> Iterator[str]:
                 f"{name}: {size} is not a positive multiple of {multiple}; "
                 f"nearest: {_either(nearest_sizes(size, multiple))}"
             )
+
+
+def _least_problems(values: dict[str, Any]) -> Iterator[str]:
+    for name in ("num_frames", "height", "width"):
+        if not _whole(values[name]) or values[name] < 1:
+            yield f"{name}: {values[name]!r} is not a positive whole number"
+
+
+def _picture_problems(values: dict[str, Any]) -> Iterator[str]:
+    for name in ("image", "last_image"):
+        if values[name] is not None:
+            yield from (f"{name}: {problem}" for problem in check_image(values[name]))
 
 
 def _number_problems(values: dict[str, Any]) -> Iterator[str]:

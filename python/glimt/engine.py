@@ -26,7 +26,7 @@ from glimt.models.zoo import BUNDLED, ModelCard
 from glimt.pipeline.components import Components
 from glimt.pipeline.events import Event, FrameChunk, Frames, StageEvent
 from glimt.pipeline.run import run
-from glimt.plan import GenerationPlan, Planner
+from glimt.plan import EXPERTS, GenerationPlan, Planner
 from glimt.report import Provenance, RunReport, VideoResult, frames_sha256
 from glimt.request import GenerateRequest, ResolvedRequest
 from glimt.weights.hub import open_model
@@ -91,7 +91,7 @@ class Engine:
             CheckpointError: everything that is wrong with them.
         """
         if self._planner.weights_fit():
-            self._components.preload("transformer", "transformer_2", "vae")
+            self._components.preload(*EXPERTS, "vae")
 
     @property
     def card(self) -> ModelCard:
@@ -124,6 +124,7 @@ class Engine:
 
         Raises:
             RequestError: every field that is wrong for this model.
+            CheckpointError: no tokenizer.
         """
         return self._planner.plan(request, self._components.held_bytes())
 
@@ -192,11 +193,13 @@ class Engine:
         return Provenance(
             model=plan.model,
             model_digest=self.digest,
+            origin=self._planner.folder.origin,
             request=plan.request,
             config=self.config.to_dict(),
             device=plan.device,
             dtype=plan.dtype,
             implementations=plan.implementations,
+            notes=plan.notes,
             frames_sha256=digests,
             components={name: part.digest() for name, part in self._planner.folder.components.items()},
         )

@@ -7,7 +7,10 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-_PACKAGES = ("glimt", "torch", "numpy", "transformers", "safetensors", "diffusers", "av")
+_PACKAGES = (
+    *("glimt", "torch", "numpy", "transformers", "tokenizers", "ftfy", "regex"),
+    *("pillow", "safetensors", "huggingface_hub", "diffusers", "av"),
+)
 
 
 def package_version(name: str) -> str | None:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from glimt.env import versions
 from glimt.errors import OutputError
 from glimt.request import ResolvedRequest
+from glimt.weights.origin import Origin
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -87,30 +88,41 @@ class RunReport:
         return "\n".join(rows)
 
 
+def surroundings() -> dict[str, str]:
+    """Versions of Python and packages, and the CPU's instruction set: what can change a result besides the settings."""
+    from glimt_kernels import instruction_set  # brings PyTorch
+
+    return {**versions(), "instruction set": instruction_set()}
+
+
 @dataclass(frozen=True)
 class Provenance:
     """What made a video: enough to make its frames again, and to see whether they came out the same.
 
     Attributes:
         model, model_digest: name, and SHA-256 over all components. ``components``: SHA-256 of each.
+        origin: what the model was called when it was opened, and its base.
         request: the whole request, nothing left to defaults.
         config: the engine's settings.
         device, dtype: where and in which arithmetic it ran.
-        versions: of Python, glimt and what can change a result.
+        versions: see :func:`surroundings`.
         implementations: which implementation of each op ran.
+        notes: those of the plan: how a prompt was cut, what had no effect.
         frames_sha256: of each variant's uint8 frames [F, H, W, 3] in C order, before encoding; empty before they exist.
     """
 
     model: str
     model_digest: str
+    origin: Origin
     request: ResolvedRequest
     config: dict[str, Any]
     device: str
     dtype: str
     implementations: dict[str, str]
+    notes: tuple[str, ...] = ()
     frames_sha256: tuple[str, ...] = ()
     components: dict[str, str] = field(default_factory=dict)
-    versions: dict[str, str] = field(default_factory=versions)
+    versions: dict[str, str] = field(default_factory=surroundings)
 
     def record(self, variant: int = 0) -> dict[str, Any]:
         """The settings record that goes into a video file (``glimt.video.record``), without its ``frames``.
@@ -118,11 +130,17 @@ class Provenance:
         Its request is that of the one variant alone, so that every file can be made again by itself.
         """
         return {
-            "model": {"name": self.model, "digest": self.model_digest, "components": self.components},
+            "model": {
+                "name": self.model,
+                **self.origin.to_dict(),
+                "digest": self.model_digest,
+                "components": self.components,
+            },
             "request": self.request.variant(variant).to_dict(),
             "config": {**self.config, "device": self.device, "dtype": self.dtype},
             "versions": self.versions,
             "implementations": self.implementations,
+            "notes": list(self.notes),
         }
 
     def to_dict(self) -> dict[str, Any]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+from compiler import find_nvcc
 
 from glimt_kernels import _native
 
@@ -19,19 +19,11 @@ CHIPS = ["80", "86", "89", "90a", "100", "120"]
 MOST_REGISTERS = 40
 
 
-@pytest.fixture(scope="module")
-def nvcc() -> str:
-    found = shutil.which("nvcc")
-    if found is None:
-        pytest.skip("needs nvcc")
-    return found
-
-
 @pytest.mark.parametrize("chip", CHIPS)
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
-def test_resources(nvcc: str, source: Path, chip: str, tmp_path: Path) -> None:
+def test_resources(source: Path, chip: str, tmp_path: Path) -> None:
     command = [
-        nvcc,
+        find_nvcc(),
         "-cubin",
         f"-arch=sm_{chip}",
         "-std=c++17",

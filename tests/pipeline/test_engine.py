@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import shutil
 import threading
 import weakref
 from collections.abc import Iterator
@@ -14,12 +15,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from glimt.engine import Engine
 from glimt.errors import CheckpointError, MemoryBudgetError, NonFiniteError, RequestError
 from glimt.models.wan.transformer import WanTransformer
+from glimt.pipeline import components
 from glimt.pipeline.components import Embeddings
 from glimt.pipeline.events import FrameChunk, StageEvent, StepState
+from glimt.plan import EXPERTS, GenerationPlan
 from glimt.report import frames_sha256
 from glimt.request import GenerateRequest
 from models import tiny
@@ -159,13 +163,19 @@ def test_a_bad_request_is_refused_before_any_work(engine: Engine) -> None:
     assert set(caught.value.fields) == {"num_frames", "height", "prompt"}
 
 
-def test_a_cut_prompt_is_told(engine: Engine) -> None:
+def test_a_cut_prompt_is_told_by_the_plan_the_stream_the_report_and_the_record(engine: Engine) -> None:
     words = " ".join(["red ball"] * 300)
-    events = list(engine.stream(replace(REQUEST, prompt=words, num_inference_steps=1)))
-    note = next(e.note for e in events if isinstance(e, StageEvent) and (e.stage, e.status) == ("text", "end"))
-    done = events[-1]
-    assert "cut to 512 tokens" in note
-    assert isinstance(done, StageEvent) and done.report is not None and any("cut to" in n for n in done.report.notes)
+    request = replace(REQUEST, prompt=words, negative_prompt=words + " a", num_inference_steps=1)
+    notes = engine.plan(request).notes
+    assert [note.partition(" the last")[0] for note in notes] == [
+        "prompt: cut to 512 tokens:",
+        "negative_prompt: cut to 512 tokens:",
+    ]
+    first, *_, done = engine.stream(request)
+    assert isinstance(first, StageEvent) and first.note == "; ".join(notes)
+    assert isinstance(done, StageEvent) and done.report is not None and done.report.notes == notes
+    assert engine.provenance(request)["notes"] == list(notes)
+    assert len(engine.plan(replace(request, guidance_scale=1.0)).notes) == 2  # the negative one has no effect instead
 
 
 def test_a_negative_prompt_without_guidance_is_told(engine: Engine) -> None:
@@ -229,19 +239,60 @@ def test_a_run_that_lets_go_of_components_gives_the_same_bits(variant: str) -> N
         expected = engine.generate(request).frames
     held = sum(whole.weights_bytes.values())
     budget = whole.peak_bytes - held // 10
-    with Engine.open(tiny.folder(variant), device="cpu", memory_budget_bytes=budget) as engine:
+    with Engine.load(tiny.folder(variant), device="cpu", memory_budget_bytes=budget) as engine:
         plan = engine.plan(request)
         assert plan.staged and plan.fits and plan.peak_bytes < whole.peak_bytes
-        sizes = plan.weights_bytes
-        most = max(sizes["transformer"], sizes.get("transformer_2", 0))
+        assert engine._components.held_bytes() > 0  # all weights fit, so what loading brings is here and has to go
         chunks = []
         for event in engine.stream(request):
+            stage = "decode" if isinstance(event, FrameChunk) else event.stage
+            assert engine._components.held_bytes() <= counted_weights(plan, stage)
             if isinstance(event, StepState):
-                assert 0 < engine._components.held_bytes() <= most
+                assert engine._components.held_bytes() > 0
             elif isinstance(event, FrameChunk):
-                assert engine._components.held_bytes() <= sizes["vae"]
                 chunks.append(event.frames)
         assert np.array_equal(np.concatenate(chunks), expected)
+
+
+def counted_weights(plan: GenerationPlan, stage: str) -> int:
+    """Bytes of weights that a staged plan counts for a stage; none when all is done."""
+    if stage == "done":
+        return 0
+    sizes = {name: plan.weights_bytes[name] for name in plan.stage(stage).networks}
+    experts = [sizes.pop(name) for name in EXPERTS if name in sizes]
+    return sum(sizes.values()) + max(experts, default=0)
+
+
+def poison(file: Path) -> None:
+    """Put a NaN into the last tensor of a safetensors file."""
+    state = load_file(file)
+    state[max(state)].view(-1)[-1] = torch.nan
+    save_file(state, file)
+
+
+@pytest.mark.parametrize("staged", [True, False])
+def test_a_damaged_autoencoder_is_told_before_the_first_step(tmp_path: Path, staged: bool) -> None:
+    shutil.copytree(tiny.folder("t2v"), tmp_path / "t2v")
+    poison(tmp_path / "t2v/vae/diffusion_pytorch_model.safetensors")
+    engine = Engine.open(tmp_path / "t2v", device="cpu")
+    if staged:
+        budget = engine.plan(REQUEST).peak_bytes - 1
+        engine = Engine.open(tmp_path / "t2v", device="cpu", memory_budget_bytes=budget)
+    assert engine.plan(REQUEST).staged is staged
+    with pytest.raises(CheckpointError, match=r"vae .* has NaN or infinite values"):
+        for event in engine.stream(REQUEST):
+            assert not isinstance(event, StepState)
+
+
+def test_a_staged_engine_looks_through_the_autoencoder_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = []
+    check = components.check_values
+    monkeypatch.setattr(components, "check_values", lambda part, **how: looked.append(part.name) or check(part, **how))
+    budget = Engine.open(tiny.folder("t2v"), device="cpu").plan(REQUEST).peak_bytes - 1
+    with Engine.open(tiny.folder("t2v"), device="cpu", memory_budget_bytes=budget) as engine:
+        for _ in range(2):
+            engine.generate(REQUEST)
+    assert looked == ["vae"]
 
 
 def test_two_experts_prepare_once_for_all_variants_where_both_fit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,7 +350,7 @@ def test_embeddings_are_kept_within_their_bytes() -> None:
     rows = torch.zeros(10, 10)
     kept = Embeddings(limit_bytes=3 * rows.nbytes)
     for i in range(5):
-        kept.put(str(i), rows, "")
+        kept.put(str(i), rows)
         assert kept.get("0") is not None  # used all the time, so the last to go
     assert kept.size_bytes() <= 3 * rows.nbytes and kept.get("1") is None and kept.get("4") is not None
 

@@ -41,7 +41,7 @@ def by_hand(engine: Engine, request: GenerateRequest) -> np.ndarray:
     plan, parts = engine.plan(request), engine._components
     network, timesteps = parts.transformer(0), torch.tensor([*plan.schedule.timesteps, 0.0])
     with torch.enable_grad():
-        texts, _ = parts.embed_texts((request.prompt, request.negative_prompt))
+        texts = parts.embed_texts((request.prompt, request.negative_prompt))
         solver, text, times = (
             make_solver(plan.schedule, 1),
             network.prepare_text(texts),

@@ -9,7 +9,7 @@ import numpy as np
 from glimt.video.mp4 import VideoWriter
 
 RECORD = {
-    "model": {"name": "tiny", "digest": "0" * 64},
+    "model": {"name": "tiny", "source": "tiny", "digest": "0" * 64},
     "request": {"prompt": "a red ball", "seed": 7},
     "versions": {"glimt": "0"},
     "implementations": {},

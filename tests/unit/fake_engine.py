@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 import time
 import types
@@ -19,6 +20,9 @@ from glimt.errors import CheckpointError
 from glimt.pipeline.events import FrameChunk, StageEvent, StepState
 from glimt.report import Provenance, RunReport
 from glimt.request import GenerateRequest, ResolvedRequest
+from glimt.weights.origin import Origin
+
+StrPath = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ class Behaviour:
     name: str = "fake"
     salt: str = ""
     fallbacks: tuple[str, ...] = ()
+    staged: bool = False
     versions: dict[str, str] = field(default_factory=lambda: {"glimt": "0"})
     trace: list[str] = field(default_factory=list)
 
@@ -68,28 +73,31 @@ class Engine:
         self.model = model
 
     @classmethod
-    def load(cls, model: str = "glimt-world", config: Any = None, base: str | None = None) -> Engine:
+    def load(cls, model: StrPath = "glimt-world", config: Any = None, base: StrPath | None = None) -> Engine:
         engine = cls.open(model, config, base)
         engine.preload()
         return engine
 
     @classmethod
-    def open(cls, model: str = "glimt-world", config: Any = None, base: str | None = None) -> Engine:
-        if model not in ("glimt-world", behaviour.name):
-            raise CheckpointError(f"no model {model!r}")
+    def open(cls, model: StrPath = "glimt-world", config: Any = None, base: StrPath | None = None) -> Engine:
+        name = os.fspath(model)
+        if name not in ("glimt-world", behaviour.name):
+            raise CheckpointError(f"no model {name!r}")
         print("a library prints what nobody asked for")
-        return cls(config, model)
+        return cls(config, name)
 
     def preload(self) -> None:
         behaviour.trace.append(f"load {self.model}")
 
     def plan(self, request: GenerateRequest | ResolvedRequest) -> Any:
         resolved = _resolved(request)
-        notes = ("negative_prompt has no effect",) if request.negative_prompt and not resolved.guided else ()
+        notes = ["negative_prompt has no effect"] if request.negative_prompt and not resolved.guided else []
+        notes += ["the prompt is cut"] if len(request.prompt) > 100 else []
         return types.SimpleNamespace(
             request=resolved,
             to_dict=resolved.to_dict,
             require_fit=lambda: None,
+            staged=behaviour.staged,
             notes=notes,
             fallbacks=behaviour.fallbacks,
         )
@@ -99,6 +107,7 @@ class Engine:
         return Provenance(
             model=self.card.name,
             model_digest=behaviour.digest,
+            origin=Origin(self.model),
             request=_resolved(request),
             config=self.config.to_dict(),
             device="cpu",
@@ -111,7 +120,7 @@ class Engine:
         resolved = _resolved(request)
         try:
             yield StageEvent("text", "begin", 0.0)
-            yield StageEvent("text", "end", 1.0, note="the prompt was cut" if len(request.prompt) > 100 else "")
+            yield StageEvent("text", "end", 1.0)
             for variant in range(resolved.num_videos_per_prompt):
                 yield from self._video(resolved, variant)
             yield StageEvent("done", "end", 9.0, report=RunReport((), 9.0, 0, {"paint": "reference"}))

@@ -13,7 +13,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[2]))
 
-from benchmarks import cpu, environment, rounds
+from benchmarks import bought, cpu, environment, rounds
 from benchmarks.harness import BenchmarkError, Series, Worker, order, ratio, series
 from benchmarks.requests import Request, prompts, requests
 from benchmarks.stopwatch import Span, Stopwatch
@@ -226,3 +226,12 @@ def test_a_real_run_of_the_least_size(tmp_path: Path) -> None:
         parts = rows["text"] + rows["denoise"] + rows["decode"]
         assert 0.8 * rows["whole request"] < parts <= rows["whole request"]
     assert numbers["about"]["Diffusers"]["text encoder dtype"] == numbers["about"]["glimt"]["dtype"] == "float32"
+
+
+def test_every_means_can_be_switched_off_and_changes_no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = {"height": 32, "width": 32, "num_frames": 5, "num_inference_steps": 2}
+    monkeypatch.setattr(bought, "requests", lambda count, **kwargs: requests(count, **{**kwargs, **small}))
+    found = bought.measure(1, 1, say=lambda line: None)
+    assert set(found["times"]) == {bought.AS_IT_IS, *(means.name for means in bought.MEANS)}
+    assert found["least_db"] >= rounds.MIN_PSNR_DB
+    assert all(means.name in bought.table(found["times"]) for means in bought.MEANS)

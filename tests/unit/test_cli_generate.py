@@ -84,7 +84,7 @@ def test_quiet_says_nothing_on_the_way(glimt):
 def test_cut_prompts_negatives_without_effect_and_fallbacks_are_always_told(glimt, engine, quiet):
     engine.fallbacks = ("norm: native cannot run here",)
     err = glimt("generate", "a ball " * 30, "-o", "a.mp4", "--guidance", "1", "--negative", "blue", *quiet)[2]
-    assert "note: the prompt was cut" in err
+    assert err.count("note: the prompt is cut") == 1
     assert "note: negative_prompt has no effect" in err
     assert "fallback: norm: native cannot run here" in err
     assert "fallback: norm" in glimt("reproduce", "a.mp4", *quiet)[2]
@@ -167,6 +167,31 @@ def test_problems_of_settings_request_and_files_are_told_together(glimt, engine)
     assert engine.trace == []
 
 
+def test_without_a_model_the_rules_of_all_models_are_told_beside_it(glimt, tmp_path):
+    words = ["--size", "-96x96", "--frames", "0", "--fps", "0", "--solver", "eular", "--image", "no.png"]
+    code, out, _ = glimt("generate", " ", "-o", "a.mp4", "--model", "glimt-wrld", *words, "--json")
+    told = "\n".join(json.loads(out)["error"]["problems"])
+    assert code == 2
+    names = (
+        "'glimt-wrld'",
+        "prompt:",
+        "--size (width): -96",
+        "--frames: 0",
+        "--fps: 0",
+        "did you mean 'euler'",
+        "no.png",
+    )
+    assert all(name in told for name in names)
+    assert len(json.loads(out)["error"]["problems"]) == len(names)
+    code, out, _ = glimt("generate", "", "-o", "a.mp4", "--model", "glimt-wrld", "--json")
+    assert len(json.loads(out)["error"]["problems"]) == 2  # what is left to the model is none
+
+
+def test_a_size_with_a_minus_sign_gets_the_nearest_one(glimt):
+    assert "--size (width): -96" in glimt("generate", "a ball", "-o", "a.mp4", "--size", "-96x96")[2]
+    assert "nearest: 16" in glimt("generate", "a ball", "-o", "a.mp4", "--size", "-96x96")[2]
+
+
 def test_nothing_is_downloaded_for_a_request_that_is_refused(glimt, monkeypatch):
     def opened(*_: object, **__: object) -> None:
         raise AssertionError("a model on the Hub was opened")
@@ -176,11 +201,19 @@ def test_nothing_is_downloaded_for_a_request_that_is_refused(glimt, monkeypatch)
     code, out, _ = glimt("generate", "a ball", "-o", "no/a.mp4", "--model", "Wan-AI/any", "--json")
     assert code == 2
     assert len(json.loads(out)["error"]["problems"]) == 1
+    code, out, _ = glimt("plan", "", "--model", "Wan-AI/any", "--steps", "0", "--json")
+    assert (code, len(json.loads(out)["error"]["problems"])) == (2, 2)
 
 
 def test_the_model_is_digested_before_the_work(glimt, engine):
     assert "digest: done" in glimt("generate", "a ball", "-o", "a.mp4")[2]
     assert engine.trace == ["load glimt-world", "provenance", "closed"]
+
+
+def test_nothing_is_loaded_ahead_for_a_run_that_would_let_go_of_it(glimt, engine):
+    engine.staged = True
+    assert glimt("generate", "a ball", "-o", "a.mp4")[0] == 0
+    assert engine.trace == ["provenance", "closed"]
 
 
 def test_where_it_cannot_be_written_is_known_before_the_model_is_loaded(glimt, engine):
@@ -205,6 +238,26 @@ def test_a_fault_in_the_middle_closes_the_stream_and_keeps_the_old_file(glimt, e
     assert Path("a.mp4").read_bytes() == b"old"
     assert names() == ["a.mp4"]
     assert engine.trace[-1] == "closed"
+
+
+@pytest.mark.parametrize("words", [["--sheet", "s.png"], ["--webp", "w.webp"], ["--gif", "g.gif"]])
+def test_a_picture_that_cannot_be_written_leaves_none_of_the_runs_files(glimt, monkeypatch, words):
+    """The disk fills up with the last picture, when videos and previews are written."""
+    Path("a-5.mp4").write_bytes(b"old")
+    save = Image.Image.save
+
+    def full(picture: Image.Image, path: Path, **options: object) -> None:
+        if not path.name.startswith(".preview"):
+            raise OSError(28, "No space left on device")
+        save(picture, path, **options)
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    run = ["generate", "a ball", "-o", "a.mp4", "--seed", "5", "--variants", "2", "--preview-dir", "p"]
+    code, _, err = glimt(*run, *words)
+    assert code == 2
+    assert f"cannot write {words[1][0]}" in err and "no space is left" in err
+    assert names() == ["a-5.mp4"]
+    assert Path("a-5.mp4").read_bytes() == b"old"
 
 
 def child(folder: Path, *words: str, step_s: float = 0.0, prelude: str = "") -> subprocess.Popen[str]:
@@ -238,22 +291,25 @@ fake_engine.Engine.preload = swallowing
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_interruption_stops_within_a_step_and_keeps_only_finished_videos(tmp_path, number, code):
-    words = ["generate", "a ball", "-o", "a.mp4", "--variants", "3", "--steps", "4", "--json"]
+def test_interruption_stops_within_a_step_and_leaves_none_of_the_runs_files(tmp_path, number, code):
+    (tmp_path / "a-0.mp4").write_bytes(b"old")
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / "other.png").write_bytes(b"another's")
+    words = ["generate", "a ball", "-o", "a.mp4", "--variants", "3", "--steps", "4", "--preview-dir", "p", "--json"]
     process = child(tmp_path, *words, step_s=0.2)
-    while not (tmp_path / "a-0.mp4").exists():
+    while not (tmp_path / "p" / "preview-seed1-step001.png").exists():  # so the first video is finished
         assert process.poll() is None
         time.sleep(0.02)
-    time.sleep(0.3)
     process.send_signal(number)
     start = time.perf_counter()
     out, err = process.communicate(timeout=20)
     assert process.returncode == code
     assert time.perf_counter() - start < 1.5
-    assert names(tmp_path) == ["a-0.mp4"]
+    assert names(tmp_path) == ["a-0.mp4", "p"]
+    assert (tmp_path / "a-0.mp4").read_bytes() == b"old"
+    assert names(tmp_path / "p") == ["other.png"]
     assert "Traceback" not in err
     assert json.loads(out)["error"]["kind"] == "Interrupted"
-    assert read_record(tmp_path / "a-0.mp4")["request"]["prompt"] == "a ball"
 
 
 def test_a_disk_that_fills_up_is_one_error_and_code_2(tmp_path):
@@ -296,7 +352,8 @@ sys.exit(main(["generate", "a ball", "-o", "a.mp4"]))
 
 @pytest.fixture
 def made(glimt):
-    assert glimt("generate", "a ball", "-o", "a.mp4", "--seed", "7", "--variants", "2")[0] == 0
+    words = ["--model", "fake", "--seed", "7", "--variants", "2"]
+    assert glimt("generate", "a ball", "-o", "a.mp4", *words)[0] == 0
     return ["a-7.mp4", "a-8.mp4"]
 
 
@@ -341,4 +398,4 @@ def test_a_video_without_a_record_and_a_model_that_has_gone_are_explained(glimt,
     engine.name = "moved away"
     code, _, err = glimt("reproduce", made[0])
     assert code == 2
-    assert "--model" in err
+    assert "no model 'fake'" in err and "say where with --model" in err

@@ -14,7 +14,7 @@ SIZE = ["--size", "64x32", "--frames", "9"]
 STEPS = 1000  # minutes of work, so that none of it is done by itself
 
 
-def test_ctrl_c_during_denoising_leaves_no_files(tmp_path: Path) -> None:
+def test_ctrl_c_during_denoising_leaves_neither_files_nor_previews(tmp_path: Path) -> None:
     words = ["generate", "a red ball", "-o", "a.mp4", "--model", str(tiny.folder("t2v")), *SIZE, "--steps", str(STEPS)]
     previews = ["--preview-dir", "p", "--preview-every", "1"]  # the first of them says that denoising has begun
     with subprocess.Popen(
@@ -29,5 +29,4 @@ def test_ctrl_c_during_denoising_leaves_no_files(tmp_path: Path) -> None:
     assert process.returncode == 130, err
     assert time.perf_counter() - start < 10
     assert "Traceback" not in err
-    assert not [path.name for path in tmp_path.iterdir() if path.name != "p"]
-    assert all(path.suffix == ".png" and path.stat().st_size for path in (tmp_path / "p").iterdir())
+    assert list(tmp_path.iterdir()) == []

@@ -94,6 +94,15 @@ def test_abbreviations_are_not_guessed():
     assert "no such option" in problems("generate", "x", "-o", "a.mp4", "--neg", "blur")[0]
 
 
+def test_values_may_have_a_minus_sign_and_are_refused_by_what_they_are():
+    words = ["--size", "-96x96", "--frames", "-5", "--fps", "-24000/1001", "--guidance", "-.5", "--steps", "-1"]
+    asked = generate_request(parser.parse(["plan", "a ball", *words]))
+    assert (asked.width, asked.height, asked.num_frames, asked.num_inference_steps) == (-96, 96, -5, -1)
+    assert "is not an amount of memory" in problems("plan", "a ball", "--memory-budget", "-4GiB")[0]
+    assert "stands alone" in problems("plan", "a ball", "-96x96")[0]
+    assert "no such option" in problems("plan", "a ball", "-x96")[0]
+
+
 def test_unknown_commands_and_words_too_many():
     assert "did you mean 'generate'" in problems("genrate", "x")[0]
     assert "no command" in problems()[0]
@@ -101,7 +110,7 @@ def test_unknown_commands_and_words_too_many():
     assert "expected one argument" in problems("generate", "a", "-o")[0]
 
 
-@given(st.integers(1, 99_999), st.integers(1, 99_999), st.sampled_from(["x", "X", "\u00d7", "*", " x "]))
+@given(st.integers(-(10**9), 10**9), st.integers(-(10**9), 10**9), st.sampled_from(["x", "X", "\u00d7", "*", " x "]))
 def test_sizes(width, height, between):
     assert values.size(f"{width}{between}{height}") == (width, height)
 

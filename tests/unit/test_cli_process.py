@@ -88,3 +88,18 @@ def test_info_names_every_implementation_and_why_others_are_absent():
     for op in {row["op"] for row in rows}:
         assert sum(row["chosen"] for row in rows if row["op"] == op) == 1
     assert all(set(row) == {"op", "impl", "chosen", "reasons"} for row in rows)
+    assert {"linear", "convolution"} <= {row["op"] for row in rows}
+    assert sum(row["chosen"] for row in info["instruction_sets"]) == 1
+
+
+def test_info_agrees_with_the_plan_on_what_runs(capsys):
+    from glimt.cli import main
+
+    found = []
+    for words in (["info"], ["plan", "a ball", "--device", "cpu"]):
+        assert main([*words, "--json"]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    info, plan = found
+    chosen = {row["op"]: row["impl"] for row in info["implementations"]["cpu float32"] if row["chosen"]}
+    assert {"linear", "convolution"} <= set(plan["implementations"])
+    assert plan["implementations"].items() <= chosen.items()

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import struct
+import sys
+import threading
 
+import huggingface_hub
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from rich.live import Live
+from safetensors.torch import load_file, save_file
+from weights_checkpoint import to_official
 
 from glimt.cli import main
 from glimt.engine import Engine
+from glimt.pipeline import decode
 from glimt.pipeline.condition import load_pictures
 from glimt.request import GenerateRequest
+from glimt.video import mp4
 from glimt.video.record import read_record
 from models import tiny
 
@@ -27,7 +37,8 @@ def glimt(tmp_path, monkeypatch, capsys):
     model = str(tiny.folder("ti2v"))
 
     def run(*words: str) -> tuple[int, dict]:
-        code = main([words[0], "--model", model, *words[1:], "--json"])
+        named = [] if words[0] == "reproduce" else ["--model", model]
+        code = main([words[0], *named, *words[1:], "--json"])
         return code, json.loads(capsys.readouterr().out)
 
     return run
@@ -42,6 +53,25 @@ def test_every_variant_of_a_run_is_made_again_alone(glimt):
     for video in made["videos"]:
         code, found = glimt("reproduce", video["path"])
         assert (code, found["identical"], found["made"]) == (0, True, video["sha256"])
+
+
+def test_a_record_finds_its_model_as_it_was_typed_and_says_no_more_of_its_place(glimt, tmp_path, monkeypatch):
+    shutil.copytree(tiny.folder("ti2v"), tmp_path / "models/tiny")
+    shutil.copytree(tiny.folder("ti2v") / "transformer", tmp_path / "mine")
+    assert glimt("generate", "a red ball", "-o", "a.mp4", *SIZE, "--model", "models/tiny")[0] == 0
+    parts = ["--model", "./mine", "--base", "models/tiny"]
+    assert glimt("generate", "a red ball", "-o", "b.mp4", *SIZE, *parts)[0] == 0
+    for name in ("a.mp4", "b.mp4"):
+        code, found = glimt("reproduce", name)
+        assert (code, found["identical"]) == (0, True)
+        assert str(tmp_path) not in json.dumps(read_record(name))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    code, found = glimt("reproduce", "../b.mp4")
+    assert code == 2
+    told = "\n".join(found["error"]["problems"])
+    assert "'./mine' with the base 'models/tiny'" in told and "with --model and --base" in told
+    assert glimt("reproduce", "../a.mp4", "--model", "../models/tiny")[0] == 0
 
 
 def test_a_video_from_a_picture_is_made_again_only_while_the_picture_is_the_same(glimt, tmp_path):
@@ -114,7 +144,16 @@ def test_the_record_says_all_that_made_the_video(glimt):
     assert record["request"]["solver"] == "unipc"  # nothing is left to the model's defaults
     assert record["config"]["dtype"] == "float32"
     assert record["implementations"]
-    assert {"glimt", "torch"} <= set(record["versions"])
+    packages = {"torch", "tokenizers", "ftfy", "pillow", "huggingface_hub"}
+    assert packages <= set(record["versions"])
+    assert torch.backends.cpu.get_cpu_capability() in record["versions"]["instruction set"]
+
+
+def test_another_instruction_set_is_named(glimt, monkeypatch):
+    glimt("generate", "a red ball", "-o", "a.mp4", *SIZE)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "OTHER")
+    (difference,) = glimt("reproduce", "a.mp4")[1]["differences"]
+    assert difference.startswith("versions: instruction set was") and "is OTHER (PyTorch)" in difference
 
 
 def test_previews_are_written_from_the_steps(glimt, tmp_path):
@@ -129,3 +168,74 @@ def test_a_plan_and_a_refusal_need_no_weights(glimt):
     assert (code, plan["pixels"], plan["seeds"]) == (0, [3, 9, 32, 64], [0])
     code, refusal = glimt("generate", "a red ball", "-o", "a.mp4", *SIZE, "--memory-budget", "1MB")
     assert (code, refusal["error"]["kind"]) == (2, "MemoryBudgetError")
+
+
+def test_frames_are_encoded_while_later_ones_are_still_to_be_decoded(glimt, monkeypatch):
+    """The second chunk is not decoded before the encoder is through with the whole of the first: it must not wait."""
+    to_yuv, decode_chunk = mp4._ToYuv.__call__, decode._decode_chunk
+    first_chunk_is_encoded = threading.Event()
+    starts = []
+
+    def encode(self, picture, index):
+        if index == 8:  # the last of three latent frames
+            first_chunk_is_encoded.set()
+        return to_yuv(self, picture, index)
+
+    def patient(vae, latents, cache, index):
+        starts.append(index)
+        assert index == 0 or first_chunk_is_encoded.wait(60)
+        return decode_chunk(vae, latents, cache, index)
+
+    monkeypatch.setattr(mp4._ToYuv, "__call__", encode)
+    monkeypatch.setattr(decode, "_decode_chunk", patient)
+    assert glimt("generate", "a red ball", "-o", "a.mp4", *SIZE[:2], "--frames", "17", "--steps", "1")[0] == 0
+    assert starts == [0, 9]
+
+
+@pytest.mark.parametrize("variant", ["t2v", "ti2v"])
+def test_an_official_file_with_a_base_gives_the_frames_of_the_folder_it_was_made_from(variant, tmp_path, capsys):
+    folder = tiny.folder(variant)
+    (weights,) = (folder / "transformer").glob("*.safetensors")
+    state = {to_official(name): tensor for name, tensor in load_file(weights).items()}
+    assert "blocks.0.self_attn.q.weight" in state
+    save_file(state, tmp_path / "wan.safetensors")
+    heads = json.loads((folder / "transformer" / "config.json").read_text())["num_attention_heads"]
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "WanModel", "num_heads": heads}))
+    digests = []
+    for model in (["--model", str(folder)], ["--model", str(tmp_path / "wan.safetensors"), "--base", str(folder)]):
+        words = ["generate", "a red ball", "--negative", "blue", *SIZE, "-o", str(tmp_path / "a.mp4"), "--json"]
+        assert main([*words, *model]) == 0
+        digests += [video["sha256"] for video in json.loads(capsys.readouterr().out)["videos"]]
+    assert digests[0] == digests[1]
+
+
+@pytest.mark.parametrize("command", ["generate", "reproduce"])
+@pytest.mark.parametrize("quiet", [False, True])
+def test_the_hubs_bars_are_not_among_ours_and_not_shown_at_all_when_quiet(
+    glimt, tmp_path, monkeypatch, capsys, command, quiet
+):
+    if command == "reproduce":
+        assert glimt("generate", "a red ball", "-o", "a.mp4", *SIZE)[0] == 0
+    live: list[Live] = []
+    shown_while_downloading = []
+    start = Live.start
+
+    def noted(bars, *arguments, **options):
+        live.append(bars)
+        start(bars, *arguments, **options)
+
+    def download(*_, **__):
+        shown_while_downloading.append(bool(live))
+        for _ in huggingface_hub.utils.tqdm(range(1), desc="Fetching", disable=False):
+            pass
+        return str(tiny.folder("ti2v"))
+
+    monkeypatch.setattr(Live, "start", noted)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    words = ["generate", "a red ball", "-o", "b.mp4", *SIZE] if command == "generate" else ["reproduce", "a.mp4"]
+    assert main([*words, "--model", "org/name", *(["-q"] if quiet else [])]) == 0
+    assert shown_while_downloading == [False]
+    assert ("Fetching" in capsys.readouterr().err) == (not quiet)
+    assert bool(live) == (not quiet)
+    assert not huggingface_hub.utils.are_progress_bars_disabled()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def _words(reading: Reading) -> list[tuple[str, str, str]]:
 
 def test_ground_truth_is_read_right() -> None:
     tally, _ = ground_truth(200, seed=11)
-    for name, rate in accuracy(tally.results).items():
+    for name, rate in tally.rates().items():
         assert rate.value >= 0.99, f"{name}: {rate}, mistakes {tally.mistakes}"
 
 
@@ -39,7 +40,7 @@ def test_damaged_ground_truth_is_read_nearly_right() -> None:
     tally, quality = ground_truth(20, seed=12, damage=True)
     assert quality is not None
     assert 28 < quality < 33
-    rates = accuracy(tally.results)
+    rates = tally.rates()
     for name in ("colour", "shape", "motion", "floor", "sky", "camera"):
         assert rates[name].value >= 0.90, f"{name}: {rates[name]}, mistakes {tally.mistakes}"
 
@@ -109,6 +110,12 @@ def test_garbage_is_read_without_a_crash_and_judged_wrong() -> None:
             assert not (result["colour 1"] and result["shape 1"] and result["motion 1"])
 
 
+def test_without_opencv_the_error_says_what_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(ImportError, match=r"make test .*pip install -e '\.\[judge\]'"):
+        read_clip(np.zeros((1, 8, 8, 3), np.uint8))
+
+
 def test_what_is_no_clip_is_refused() -> None:
     with pytest.raises(ValueError, match=r"uint8 \[F, H, W, 3\]"):
         read_clip(np.zeros((3, 8, 8), np.uint8))
@@ -140,20 +147,44 @@ def test_accuracy_counts_what_was_stated() -> None:
     checks = [Check("colour 1", "red", "red"), Check("colour 2", "blue", None), Check("sky", None, "grey")]
     rates = accuracy([verdict(checks), verdict(checks[:1])])
     assert tuple(rates) == ATTRIBUTES
-    assert rates["colour"] == Rate(2, 3)
-    assert rates["sky"] == Rate(0, 0)
-    assert rates["all_right"] == Rate(1, 2)
+    assert rates["colour"] == Rate(((1, 2), (1, 1)))  # two things of one clip are of one caption
+    assert rates["sky"] == Rate(())
+    assert rates["all_right"] == Rate(((0, 1), (1, 1)))
     assert "66.67" in table(rates)
+    assert accuracy([verdict(checks), verdict(checks[:1])], ["a ball"] * 2)["colour"] == Rate(((2, 3),))
 
 
-def test_wilson_interval_closed_forms() -> None:
+def test_with_one_verdict_a_caption_the_interval_is_wilsons() -> None:
     z2 = 1.959964**2
     # All right: the lower end is n / (n + z^2); half right: symmetric about one half.
-    assert Rate(40, 40).interval == pytest.approx((40 / (40 + z2), 1.0))
-    low, high = Rate(50, 100).interval
-    assert low + high == pytest.approx(1.0)
-    assert (low, high) == pytest.approx((0.4038, 0.5962), abs=1e-4)
-    assert Rate(0, 0).interval == (0.0, 1.0)
+    assert Rate(((1, 1),) * 40).interval == pytest.approx((40 / (40 + z2), 1.0))
+    half = Rate(((1, 1), (0, 1)) * 50)
+    assert half.independent == pytest.approx(100)
+    assert half.interval == pytest.approx((0.4038, 0.5962), abs=1e-4)
+    assert Rate(()).interval == (0.0, 1.0)
+
+
+def test_seeds_that_repeat_a_caption_add_nothing_to_what_is_known() -> None:
+    once, thrice = Rate(((1, 1),) * 40 + ((0, 1),) * 10), Rate(((3, 3),) * 40 + ((0, 3),) * 10)
+    assert (thrice.right, thrice.total, thrice.value) == (120, 150, 0.8)
+    assert thrice.independent == pytest.approx(once.independent, rel=0.03)
+    assert thrice.interval == pytest.approx(once.interval, abs=2e-3)
+    assert Rate(((3, 3),) * 50).interval == Rate(((1, 1),) * 50).interval  # nothing shows how alike they are
+    assert Rate(((2, 3),) * 50).independent == 150  # more even than by chance does not count as more
+
+
+@pytest.mark.parametrize(("alike", "share"), [(0.0, 0.75), (0.3, 0.9), (0.7, 0.75), (0.7, 0.9)])
+def test_the_interval_holds_the_truth_as_often_as_it_says(alike: float, share: float) -> None:
+    """Captions of different hardness, one or two things each, three seeds: ``alike`` is the correlation within one."""
+    rng, trials, held = np.random.default_rng(1), 600, 0
+    strength = 1 / alike - 1 if alike else 0.0
+    for _ in range(trials):
+        hardness = rng.beta(share * strength, (1 - share) * strength, 100) if alike else np.full(100, share)
+        totals = 3 * rng.integers(1, 3, 100)
+        rights = rng.binomial(totals, hardness)
+        low, high = Rate(tuple(zip(rights.tolist(), totals.tolist(), strict=True))).interval
+        held += low <= share <= high
+    assert 0.92 <= held / trials <= 0.985
 
 
 def test_a_sweep_goes_on_from_its_log(tmp_path: Path) -> None:
@@ -169,6 +200,8 @@ def test_a_sweep_goes_on_from_its_log(tmp_path: Path) -> None:
     second = of_model(ModelSweep("some model", 2, 2), generate, log)
     assert len(made) == 4  # two more seeds only
     assert second.results[:2] == first.results
+    assert sum(total for _, total in second.rates()["count"].captions) == 4
+    assert len(second.rates()["count"].captions) == 2  # two seeds of each
     assert of_model(ModelSweep("some model", 2, 2, steps=3), generate, log).results
     assert len(made) == 8  # other settings are other clips
     sheet(second.shown, tmp_path / "sheet.png")

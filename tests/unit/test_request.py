@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from glimt.check import check_without_model
 from glimt.errors import RequestError
 from glimt.request import MAX_SEED, SOLVERS, GenerateRequest
 
@@ -271,6 +272,15 @@ def test_any_request_is_made_legal_or_refused_by_name(request: GenerateRequest, 
         card.scale_factor_temporal, card.scale_factor_spatial
     )
     assert resolved.token_grid(card).count >= 1 and resolved.prompt.strip() and resolved.shift != 0
+
+
+@settings(max_examples=200, deadline=None)
+@given(request=REQUESTS, card=CARDS)
+def test_what_is_wrong_without_a_model_is_wrong_with_any(request: GenerateRequest, card: StubCard) -> None:
+    try:
+        check_without_model(request)
+    except RequestError as error:
+        assert set(error.fields) <= fields_at_fault(request, card)
 
 
 @settings(deadline=None, max_examples=200)

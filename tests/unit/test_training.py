@@ -12,8 +12,9 @@ import torch
 
 import glimt
 from glimt.models.wan.config import WanTransformerConfig, WanVaeConfig
+from glimt_world.captions import Caption, Stated
 from glimt_world.round_trip import round_trips
-from glimt_world.train import dit, export, forms, vae
+from glimt_world.train import dit, export, forms, vae, words
 from glimt_world.train.muon import orthogonalize
 from glimt_world.train.run import learning_rate
 
@@ -51,6 +52,8 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forms, "FORMS", {"small": TINY})
     monkeypatch.setattr(vae, "BATCHES", ((1, 5, 32),))
     monkeypatch.setattr("glimt_world.train.run.REPORT_STEPS", 1)
+    for name, value in (("STEPS", 2), ("BATCH", 4), ("POOL", 8)):
+        monkeypatch.setattr(words, name, value)
 
 
 def _steps(folder: Path) -> list[int]:
@@ -114,6 +117,56 @@ def test_known_frames_are_edges_or_spans_and_leave_something_to_make() -> None:
     assert 0.2 < known.any(1).float().mean() < 0.3
     assert not known.all(1).any()
     assert known[:, 0].any() and known[:, -1].any() and (known[:, 4] & ~known[:, 0] & ~known[:, -1]).any()
+
+
+def test_a_caption_answers_what_it_states_and_nothing_else() -> None:
+    made = Caption("a red ball rolls left over a grey floor", (Stated("ball", "red", "left"),), "grey", None, None)
+    found = words.answers(made)
+    assert len(found) == len(words.ANSWERS)
+    told = [options[index - 1] for index, options in zip(found, words.ANSWERS, strict=True) if index]
+    assert told == ["grey", "red", "ball", "left"]
+
+
+def test_reading_is_learned_from_every_token(
+    tiny: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dit.write_tokenizer(tmp_path / "tokenizer", captions=200)
+    monkeypatch.setattr(words, "BATCH", 32)
+    monkeypatch.setattr(words, "STEPS", 25)
+    words.learn_to_read(tmp_path)
+    losses = [json.loads(line)["words_loss"] for line in capsys.readouterr().out.splitlines()]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_attention_begins_on_words_rather_than_padding() -> None:
+    torch.manual_seed(0)
+    encoder = words.new_encoder()
+    mask = torch.zeros(2, 32, dtype=torch.long)
+    mask[:, :12] = 1
+    text = dit.embed(encoder, torch.randint(3, 500, (2, 32)), mask)
+    model = dit.Trainee(forms.FORMS["small"].transformer, encoder).transformer
+    folded = dit.fold(text, mask)
+    tokens = model.condition_embedder.text_embedder(folded.tokens)
+    for block in model.blocks:
+        context = block.attn2.context(tokens, folded.bias, None)
+        q = block.attn2.split(block.attn2.norm_q(block.attn2.to_q(torch.randn(2, 36, model.config.width))))
+        logits = torch.einsum("bnhd,blhd->bhnl", q, context.k) / q.shape[-1] ** 0.5 + folded.bias[:, None, None]
+        assert logits.softmax(-1)[..., :12].sum(-1).mean() > 0.5
+
+
+def test_a_step_takes_some_frames_in_order_and_the_first_more_often() -> None:
+    rng = np.random.default_rng(0)
+    drawn = [dit.chosen_frames(9, 3, rng) for _ in range(500)]
+    assert all(places == sorted(set(places)) and len(places) == 3 for places in drawn)
+    assert {place for places in drawn for place in places} == set(range(9))
+    assert 0.5 < sum(places[0] == 0 for places in drawn) / 500 < 0.75
+    assert dit.chosen_frames(9, 0, rng) == list(range(9))
+
+
+def test_diets_go_from_single_frames_to_whole_clips() -> None:
+    chances = np.linspace(0, 0.999, 200)
+    share = [sum(dit.diet_at(progress, chance) is dit.WHOLE for chance in chances) for progress in (0.1, 0.3, 0.8)]
+    assert share == sorted(share) and share[0] == 0 and share[2] > 100
 
 
 def test_a_perfect_autoencoder_would_be_seen() -> None:

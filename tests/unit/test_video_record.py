@@ -14,6 +14,7 @@ from glimt.errors import OutputError
 from glimt.video.mp4 import VideoWriter
 from glimt.video.record import encode_record, parse_record, read_record
 
+FRAMES = {"sha256": "0" * 64, "count": 1, "height": 2, "width": 2}
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
@@ -82,5 +83,9 @@ def test_every_fault_of_a_record_is_named():
     with pytest.raises(OutputError) as caught:
         encode_record({**RECORD, "frames": {"sha256": "no", "count": 0, "height": 2, "width": True}})
     assert all(name in str(caught.value) for name in ("sha256", "count", "width"))
+    lost = {**RECORD, "model": {"digest": "", "revision": 3, "base": {"base": {}}}, "frames": FRAMES}
+    with pytest.raises(OutputError) as caught:
+        encode_record(lost)
+    assert all(name in str(caught.value) for name in ("'model.source'", "'model.revision'", "'model.base.source'"))
     with pytest.raises(OutputError, match="glimt-record/9"):
         parse_record('{"format": "glimt-record/9"}', "x.mp4")

@@ -8,11 +8,16 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
+import torch
+import weights_checkpoint as tiny
 from huggingface_hub import errors
+from safetensors.torch import load_file, save_file
 
 from glimt.errors import CheckpointError
 from glimt.weights import hub
 from glimt.weights.hub import download_patterns, open_model, resolve, whereabouts
+from glimt.weights.origin import Origin
+from glimt.weights.reader import MappedTensors
 
 
 @pytest.fixture(autouse=True)
@@ -187,3 +192,82 @@ def test_where_a_model_would_come_from(tmp_path: Path, monkeypatch: pytest.Monke
     assert whereabouts("Wan-AI/any") == whereabouts("Wan-AI/any@main") == "downloaded"
     assert whereabouts(str(tmp_path)) == "disk"
     assert {whereabouts(name) for name in ("glimt-world", "wan", str(tmp_path / "no"))} == {"nowhere"}
+
+
+def misshape(file: Path, **tensors: torch.Tensor) -> None:
+    state = load_file(file)
+    save_file({**state, **{name.replace("__", "."): tensor for name, tensor in tensors.items()}}, file)
+
+
+def test_tensors_that_do_not_fit_are_named_for_all_components_when_a_model_is_opened(tmp_path: Path) -> None:
+    root = tiny.write_checkpoint(tmp_path / "tiny", image=True)
+    misshape(root / "transformer" / "diffusion_pytorch_model.safetensors", proj_out__bias=torch.zeros(3))
+    misshape(root / "vae" / "diffusion_pytorch_model.safetensors", surprise=torch.zeros(1))
+    misshape(root / "image_encoder" / "model.safetensors", surprise=torch.zeros(1))
+    state = load_file(root / "text_encoder" / "model.safetensors")
+    del state["encoder.final_layer_norm.weight"]
+    save_file(state, root / "text_encoder" / "model.safetensors")
+    (root / "scheduler" / "scheduler_config.json").write_text("{")
+    with pytest.raises(CheckpointError) as caught:
+        open_model(root)
+    text = "\n".join(caught.value.problems)
+    assert len(caught.value.problems) == 5
+    assert f"transformer ({root / 'transformer'}): tensor 'proj_out.bias' has shape [3] in the file" in text
+    assert f"vae ({root / 'vae'}): tensor 'surprise' is extra" in text
+    assert f"image_encoder ({root / 'image_encoder'}): tensor 'surprise' is extra" in text
+    assert "tensor 'encoder.final_layer_norm.weight' is missing" in text
+    assert "scheduler_config.json: corrupted JSON" in text
+
+
+def test_a_broken_transformer_file_and_a_broken_base_are_one_error(tmp_path: Path) -> None:
+    root = tiny.write_checkpoint(tmp_path / "tiny")
+    misshape(root / "vae" / "diffusion_pytorch_model.safetensors", surprise=torch.zeros(1))
+    state = tiny.transformer(num_attention_heads=1, attention_head_dim=128).state_dict()
+    save_file({**state, "proj_out.bias": torch.zeros(3)}, tmp_path / "wan.safetensors")
+    with pytest.raises(CheckpointError) as caught:
+        open_model(tmp_path / "wan.safetensors", base=root)
+    assert [problem.partition(" ")[0] for problem in caught.value.problems] == ["transformer", "vae"]
+
+
+def test_a_damaged_number_of_layers_is_refused_at_once(tmp_path: Path) -> None:
+    root = tiny.write_checkpoint(tmp_path / "tiny")
+    for part, key in (("transformer", "num_layers"), ("text_encoder", "num_layers"), ("vae", "num_res_blocks")):
+        file = root / part / "config.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), key: 10**9}))
+    with pytest.raises(CheckpointError) as caught:
+        open_model(root)
+    assert len(caught.value.problems) == 3
+    assert all("= 1000000000, its files hold" in problem for problem in caught.value.problems)
+
+
+def test_opening_reads_headers_and_no_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tiny.write_checkpoint(tmp_path / "tiny", image=True)
+    monkeypatch.setattr(MappedTensors, "tensor", lambda *_: pytest.fail("a tensor was read"))
+    assert open_model(root).component("vae").entries
+
+
+def test_what_a_model_was_called_is_kept_and_opens_the_same_again(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = "0" * 40
+    repo = cache / "models--org--name"
+    root = tiny.write_checkpoint(repo / "snapshots" / commit)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "v1").write_text(commit)
+    folder = open_model("org/name@v1", offline=True)
+    assert (folder.name, folder.origin) == ("org/name", Origin("org/name@v1", commit))
+    (repo / "refs" / "v1").unlink()  # a branch moves on, a commit stays
+    assert resolve(folder.origin.again(), offline=True) == root
+    monkeypatch.chdir(root.parent)
+    (tmp_path / "mine").mkdir()
+    state = tiny.transformer(num_attention_heads=1, attention_head_dim=128).state_dict()
+    save_file(state, tmp_path / "mine/wan.safetensors")
+    lone = open_model(f"{tmp_path}/mine/wan.safetensors", base=commit).origin
+    assert lone == Origin(f"{tmp_path}/mine/wan.safetensors", base=Origin(commit))
+    assert Origin.from_dict({"name": "wan", **lone.to_dict()}) == lone
+
+
+def test_a_recorded_path_is_never_taken_for_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "no such file or folder" in error(Origin("models/tiny").again())
+    assert Origin("glimt-world").again() == "glimt-world"

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from glimt.errors import CheckpointError
 from glimt.weights.folder import CheckpointFolder, read_folder
-from glimt.weights.official import is_official_folder, read_official, transformer_component
+from glimt.weights.official import is_official_folder, transformer_component, transformers, with_base
 
 # Wide enough for one head of 128, as in every published model.
 WIDE = {"num_attention_heads": 1, "attention_head_dim": 128, "num_layers": 2}
@@ -26,33 +26,17 @@ VARIANTS = {
 }
 
 
-def to_official(name: str) -> str:
-    """The inverse of our map, written from the official model's source and independent of it."""
-    name = name.replace("condition_embedder.", "")
-    if name.startswith("image_embedder."):
-        part = name.removeprefix("image_embedder.")
-        for ours, theirs in (("norm1", "0"), ("ff.net.0.proj", "1"), ("ff.net.2", "3"), ("norm2", "4")):
-            part = part.replace(ours, theirs) if part.startswith(ours) else part
-        return "img_emb.emb_pos" if part == "pos_embed" else f"img_emb.proj.{part}"
-    for kind in ("time", "text"):
-        name = name.replace(f"{kind}_embedder.linear_1", f"{kind}_embedding.0")
-        name = name.replace(f"{kind}_embedder.linear_2", f"{kind}_embedding.2")
-    if name in ("scale_shift_table", "proj_out.weight", "proj_out.bias"):
-        return "head.modulation" if name == "scale_shift_table" else name.replace("proj_out", "head.head")
-    name = name.replace("time_proj.", "time_projection.1.").replace("scale_shift_table", "modulation")
-    name = name.replace("attn1.", "self_attn.").replace("attn2.", "cross_attn.").replace("to_out.0.", "o.")
-    name = name.replace("add_k_proj", "k_img").replace("add_v_proj", "v_img").replace("norm_added_k", "norm_k_img")
-    name = name.replace("to_q.", "q.").replace("to_k.", "k.").replace("to_v.", "v.").replace(".norm2.", ".norm3.")
-    return name.replace("ffn.net.0.proj", "ffn.0").replace("ffn.net.2", "ffn.2")
-
-
 def official_state(variant: str = "t2v") -> dict[str, Tensor]:
-    return {to_official(name): t.clone() for name, t in tiny.transformer(**VARIANTS[variant]).state_dict().items()}
+    return {tiny.to_official(name): t.clone() for name, t in tiny.transformer(**VARIANTS[variant]).state_dict().items()}
 
 
 def write(folder: Path, state: dict[str, Tensor], prefix: str = "", name: str = "wan.safetensors") -> Path:
     save_file({prefix + key: tensor for key, tensor in state.items()}, folder / name)
     return folder / name
+
+
+def read_official(path: Path, base: CheckpointFolder | None = None, *, allow_pickle: bool = False) -> CheckpointFolder:
+    return with_base(path, transformers(path, allow_pickle=allow_pickle), base)
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +142,7 @@ def test_missing_extra_and_mis_shaped_tensors_are_named_as_in_the_file(tmp_path:
     state["blocks.1.self_attn.q.bias"] = torch.zeros(5)
     state["blocks.0.surprise.weight"] = torch.zeros(5)
     with pytest.raises(CheckpointError) as caught:
-        read_official(write(tmp_path, state), base).load_component("transformer")
+        read_official(write(tmp_path, state), base)
     text = "\n".join(caught.value.problems)
     assert len(caught.value.problems) == 3
     assert "'blocks.1.ffn.net.2.bias' is missing" in text
@@ -172,7 +156,9 @@ def test_without_a_base_the_error_names_one_that_fits(tmp_path: Path) -> None:
 
 
 def test_a_base_that_does_not_fit_is_refused(tmp_path: Path, base: CheckpointFolder) -> None:
-    state = {to_official(k): t for k, t in tiny.transformer(**WIDE, out_channels=5, text_dim=31).state_dict().items()}
+    state = {
+        tiny.to_official(k): t for k, t in tiny.transformer(**WIDE, out_channels=5, text_dim=31).state_dict().items()
+    }
     with pytest.raises(CheckpointError) as caught:
         read_official(write(tmp_path, state), base)
     assert "gives 5 latent channels, the VAE of" in caught.value.problems[0]
@@ -209,4 +195,4 @@ def test_fp8_weights_are_refused_with_their_dtype(tmp_path: Path, base: Checkpoi
     state = official_state()
     state["blocks.0.ffn.0.weight"] = state["blocks.0.ffn.0.weight"].to(torch.float8_e4m3fn)
     with pytest.raises(CheckpointError, match="is stored as F8_E4M3, which cannot be read"):
-        read_official(write(tmp_path, state), base).load_component("transformer")
+        read_official(write(tmp_path, state), base)

@@ -86,3 +86,23 @@ def write_checkpoint(root: Path, *, image: bool = False) -> Path:
         index["image_processor"] = ["transformers", "CLIPImageProcessor"]
     (root / "model_index.json").write_text(json.dumps(index, indent=2))
     return root
+
+
+def to_official(name: str) -> str:
+    """The official name of a transformer's tensor: the inverse of our map, written from the official model's source."""
+    name = name.replace("condition_embedder.", "")
+    if name.startswith("image_embedder."):
+        part = name.removeprefix("image_embedder.")
+        for ours, theirs in (("norm1", "0"), ("ff.net.0.proj", "1"), ("ff.net.2", "3"), ("norm2", "4")):
+            part = part.replace(ours, theirs) if part.startswith(ours) else part
+        return "img_emb.emb_pos" if part == "pos_embed" else f"img_emb.proj.{part}"
+    for kind in ("time", "text"):
+        name = name.replace(f"{kind}_embedder.linear_1", f"{kind}_embedding.0")
+        name = name.replace(f"{kind}_embedder.linear_2", f"{kind}_embedding.2")
+    if name in ("scale_shift_table", "proj_out.weight", "proj_out.bias"):
+        return "head.modulation" if name == "scale_shift_table" else name.replace("proj_out", "head.head")
+    name = name.replace("time_proj.", "time_projection.1.").replace("scale_shift_table", "modulation")
+    name = name.replace("attn1.", "self_attn.").replace("attn2.", "cross_attn.").replace("to_out.0.", "o.")
+    name = name.replace("add_k_proj", "k_img").replace("add_v_proj", "v_img").replace("norm_added_k", "norm_k_img")
+    name = name.replace("to_q.", "q.").replace("to_k.", "k.").replace("to_v.", "v.").replace(".norm2.", ".norm3.")
+    return name.replace("ffn.net.0.proj", "ffn.0").replace("ffn.net.2", "ffn.2")

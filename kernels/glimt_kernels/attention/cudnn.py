@@ -24,7 +24,7 @@ def reasons(case: Case) -> list[str]:
     found = library_reasons(case, 128)
     version: int | None = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
     if version is None:
-        found.append("this PyTorch has no cuDNN; install a CUDA build: https://pytorch.org/get-started/locally")
+        found.append("this PyTorch has no cuDNN; install a CUDA build of it")
     elif version < OLDEST:
         found.append(f"it needs cuDNN 9.1 or newer, found {version}")
     return found

@@ -7,11 +7,14 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from glimt.check import check_without_model
 from glimt.config import EngineConfig
 from glimt.errors import GlimtError, RequestError
 from glimt.request import GenerateRequest
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from glimt.engine import Engine
     from glimt.plan import GenerationPlan
 
@@ -33,11 +36,12 @@ class Problems:
     def found(self) -> bool:
         return bool(self._errors)
 
-    def error(self) -> GlimtError:
-        """The one error there was, or one RequestError with the problems of all."""
-        if len(self._errors) == 1:
-            return self._errors[0]
-        return RequestError(*(problem for error in self._errors for problem in error.problems))
+    def error(self, more: Problems | None = None) -> GlimtError:
+        """The one error there was, or one RequestError with the problems of all, those of ``more`` among them."""
+        errors = [*self._errors, *(more._errors if more else ())]
+        if len(errors) == 1:
+            return errors[0]
+        return RequestError(*(problem for error in errors for problem in error.problems))
 
     def raise_any(self) -> None:
         if self._errors:
@@ -50,21 +54,27 @@ def planned(
     """The engine that was asked for, opened, and what ``request`` would do on it; no weights are read for it.
 
     What is wrong is added to ``problems``, and raised where it leaves no plan. Settings that cannot be stand back for
-    the defaults, so that the request is checked all the same. Once anything is wrong nothing is downloaded.
+    the defaults, so that the request is checked all the same; without a model it is held to the rules that all models
+    have. Once anything is wrong nothing is downloaded.
     """
     config = EngineConfig(allow_pickle=bool(namespace.allow_pickle))
     with problems.gathered():
         config = engine_config(namespace)
-    if problems.found:
+    anyway = Problems()  # of the request, whatever the model; a model's own rules find them too
+    with anyway.gathered():
+        check_without_model(request)
+    if problems.found or anyway.found:
         from glimt.weights.hub import whereabouts
 
         if any(name is not None and whereabouts(name) == "hub" for name in (namespace.model, namespace.base)):
-            raise problems.error()
+            raise problems.error(anyway)
         config = config.override(offline=True)
-    from glimt.engine import Engine  # takes a second: PyTorch comes with it
-
+    engine = None
     with problems.gathered():
-        engine = Engine.open(namespace.model, config, base=namespace.base)
+        engine = opened(namespace, namespace.model, namespace.base, config)
+    if engine is None:
+        raise problems.error(anyway)
+    with problems.gathered():
         plan = engine.plan(request)
         if plan.request.image is not None:
             from glimt.pipeline.condition import load_pictures
@@ -72,6 +82,19 @@ def planned(
             load_pictures(plan.request)
         return engine, plan
     raise problems.error()
+
+
+def opened(namespace: argparse.Namespace, model: str | Path, base: str | Path | None, config: EngineConfig) -> Engine:
+    """The engine of ``model``, its weights not read yet, but downloaded where it is on the Hub.
+
+    The Hub draws bars of its own, so none of ours may be on the screen meanwhile; with ``--quiet`` it draws none.
+    """
+    from glimt.engine import Engine  # takes a second: PyTorch comes with it
+    from glimt.weights.hub import quiet_downloads
+
+    is_quiet = getattr(namespace, "quiet", False)  # `glimt plan` has no such option
+    with quiet_downloads(model, base) if is_quiet else contextlib.nullcontext():
+        return Engine.open(model, config, base=base)
 
 
 def engine_config(namespace: argparse.Namespace, recorded: dict[str, Any] | None = None) -> EngineConfig:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from glimt.cli import interruption
@@ -55,7 +56,7 @@ def follow(
 
 
 def warn(plan: GenerationPlan, show: Progress) -> None:
-    """Say what of the request has no effect, and which implementations are passed over."""
+    """Say what of the request has no effect or is cut, and which implementations are passed over."""
     for note in plan.notes:
         show.say(f"note: {note}")
     for fallback in plan.fallbacks:
@@ -63,8 +64,6 @@ def warn(plan: GenerationPlan, show: Progress) -> None:
 
 
 def _show_stage(event: StageEvent, show: Progress, several: bool) -> None:
-    if event.note:
-        show.say(f"note: {event.note}")
     if event.stage not in _SHOWN:
         return
     if event.status == "begin":
@@ -75,20 +74,44 @@ def _show_stage(event: StageEvent, show: Progress, several: bool) -> None:
 
 
 class Previews:
-    """Writes each preview that the request asked for as a strip of stills, ``preview-seed7-step003.png``."""
+    """Writes each preview that the request asked for as a strip of stills, ``preview-seed7-step003.png``.
+
+    They are there at once, to be looked at, and gone again if the block is left by an exception.
+    """
 
     def __init__(self, folder: Path, seeds: tuple[int, ...]) -> None:
         self.folder, self.seeds = folder, seeds
-        self.paths: list[str] = []
+        self.paths: list[Path] = []
+        self._made_folder = False
+
+    def __enter__(self) -> Previews:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is None:
+            return
+        for path in self.paths:
+            path.unlink(missing_ok=True)
+        if self._made_folder:
+            with contextlib.suppress(OSError):  # someone has put something there
+                self.folder.rmdir()
 
     def __call__(self, step: StepState) -> None:
         stills: Any = step.preview()
         if stills is None:
             return
+        self._make_folder()
+        path = self.folder / f"preview-seed{self.seeds[step.variant]}-step{step.step:03d}.png"
+        self.paths.append(path)
+        sheet.save_sheet(path, sheet.contact_sheet(stills, columns=len(stills)))
+
+    def _make_folder(self) -> None:
+        if self.folder.is_dir():
+            return
         try:
-            self.folder.mkdir(exist_ok=True)
+            self._made_folder = True
+            self.folder.mkdir()
         except OSError as error:
             raise files.as_output_error(self.folder, error) from error
-        path = self.folder / f"preview-seed{self.seeds[step.variant]}-step{step.step:03d}.png"
-        sheet.save_sheet(path, sheet.contact_sheet(stills, columns=len(stills)))
-        self.paths.append(str(path))

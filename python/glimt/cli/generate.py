@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import time
 from typing import TYPE_CHECKING, Any
 
 from glimt.cli.asking import Problems, generate_request, planned
@@ -39,11 +41,13 @@ def _generate(namespace: argparse.Namespace) -> dict[str, Any]:
     with problems.gathered():
         outputs.check(fps=namespace.fps or 1)
     request = generate_request(namespace, namespace.preview_every or 0)
+    began = time.perf_counter()
+    engine, plan = planned(namespace, request, problems)
+    _check(plan, outputs, problems)
     with progress(namespace.quiet) as show:
-        show.begin("load")
-        engine, plan = planned(namespace, request, problems)
-        _check(plan, outputs, problems)
-        engine.preload()
+        show.begin("load", began=began)
+        if not plan.staged:  # a staged run loads each network when its stage comes
+            engine.preload()
         show.end()
         warn(plan, show)
         return _run(engine, _with_previews(plan.request, outputs), outputs, show)
@@ -70,13 +74,13 @@ def _run(engine: Engine, asked: ResolvedRequest, outputs: Outputs, show: Progres
     show.begin("digest")  # reads all of the model: now, not when the last frame is there and waits for its record
     record = engine.provenance(asked)
     show.end()
-    previews = Previews(outputs.preview_dir, asked.seeds) if outputs.preview_dir else None
-    with VideoFiles(outputs, asked, record) as videos:
+    kept = Previews(outputs.preview_dir, asked.seeds) if outputs.preview_dir else contextlib.nullcontext()
+    with kept as previews, VideoFiles(outputs, asked, record) as videos:
         report = follow(engine, asked, show, videos.add, previews)
-    videos.save_sheet()
+        videos.complete()
     return {
         "videos": [take.to_dict() for take in videos.takes],
         "sheet": str(outputs.sheet) if outputs.sheet else None,
-        "previews": previews.paths if previews else [],
+        "previews": [str(path) for path in previews.paths] if previews else [],
         "report": report.to_dict() if report is not None else None,
     }

@@ -10,11 +10,17 @@ from typing import Any
 
 from glimt import env
 from glimt.cli.outcome import Outcome
+from glimt.report import surroundings
 
 
 def run(_namespace: argparse.Namespace) -> Outcome:
     """Everything that can change what comes out or how fast."""
-    info = {"versions": env.versions(), "devices": _devices(), "implementations": _implementations()}
+    info = {
+        "versions": surroundings(),
+        "devices": _devices(),
+        "instruction_sets": _instruction_sets(),
+        "implementations": _implementations(),
+    }
     return Outcome("\n".join(_lines(info)), info)
 
 
@@ -22,11 +28,15 @@ def _lines(info: dict[str, Any]) -> Iterator[str]:
     yield from (f"{name:<16}{version}" for name, version in info["versions"].items())
     yield ""
     yield from (f"{device['device']:<16}{device['name']}, {_details(device)}" for device in info["devices"])
+    yield "\ninstruction sets of the native CPU kernels"
+    yield from (f"  {row['isa']:<32}{_state(row)}" for row in info["instruction_sets"])
     for case, rows in info["implementations"].items():
         yield f"\noperations, {case}"
-        for row in rows:
-            state = "runs" if row["chosen"] else "; ".join(row["reasons"]) or "could run"
-            yield f"  {row['op']:<20}{row['impl']:<12}{state}"
+        yield from (f"  {row['op']:<20}{row['impl']:<12}{_state(row)}" for row in rows)
+
+
+def _state(row: dict[str, Any]) -> str:
+    return "runs" if row["chosen"] else "; ".join(row["reasons"]) or "could run"
 
 
 def _details(device: dict[str, Any]) -> str:
@@ -69,14 +79,21 @@ def _cpu_name() -> str:
     return next(named, "") or platform.processor() or platform.machine()
 
 
+def _instruction_sets() -> list[dict[str, Any]]:
+    from glimt_kernels import native
+
+    return native.instruction_sets()
+
+
 def _implementations() -> dict[str, list[dict[str, Any]]]:
     """The inventory of operations for each kind of device that is here, in the dtype that it is used with."""
     import torch
 
     import glimt_kernels  # noqa: F401  (importing it defines the operations)
+    from glimt.models import linear
     from glimt_kernels import dispatch
 
     cases = {"cpu float32": dispatch.CPU_FLOAT32}
     if torch.cuda.is_available():
         cases["cuda bfloat16"] = dispatch.Case("cuda", torch.bfloat16)
-    return {name: dispatch.inventory(case) for name, case in cases.items()}
+    return {name: [*linear.inventory(case), *dispatch.inventory(case)] for name, case in cases.items()}

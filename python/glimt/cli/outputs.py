@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from glimt.check import MAX_VARIANTS
 from glimt.cli.asking import Problems
 from glimt.errors import OutputError
+from glimt.video import files
 
 if TYPE_CHECKING:
     import numpy as np
@@ -60,7 +61,7 @@ class Outputs:
 
     def check(self, num_frames: int = 1, height: int = 0, width: int = 0, fps: float = 1) -> None:
         """Raise the problems of all files now, before any work: names, folders, rights, room on the disk."""
-        from glimt.video import animation, files, mp4, sheet
+        from glimt.video import animation, mp4, sheet
 
         problems = Problems()
         with problems.gathered():
@@ -116,20 +117,28 @@ class Take:
     others: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        return {"path": str(self.path), "seed": self.seed, **self.facts, **self.others}
+        """Once the file is there under its name."""
+        return {
+            "path": str(self.path),
+            "seed": self.seed,
+            **self.facts,
+            "bytes": self.path.stat().st_size,
+            **self.others,
+        }
 
 
 class VideoFiles:
-    """The mp4s of a run while they are made: ``add`` takes chunks of any variant in the order in which they come.
+    """The files of a run while they are made: ``add`` takes chunks of any variant in the order in which they come.
 
-    ``record`` is the settings record of the run; each file's has the request of its variant alone.
-    Each file is finished as soon as its last frame is there, so that an interruption costs only unfinished ones.
+    ``record`` is the settings record of the run; each mp4's has the request of its variant alone. All files appear
+    together at the end of the block, or none of them: one that cannot be written, or an interruption, costs them all.
     """
 
     def __init__(self, outputs: Outputs, resolved: ResolvedRequest, record: Mapping[str, Any]) -> None:
         self.outputs, self.resolved = outputs, resolved
         self.takes: list[Take] = []
         self._record = record
+        self._together = files.Together()
         self._open: dict[int, VideoWriter] = {}
         self._kept: dict[int, list[npt.NDArray[np.uint8]]] = {}
 
@@ -139,11 +148,17 @@ class VideoFiles:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if kind is None:
-            for variant in list(self._open):
-                self._finish(variant)
-        while self._open:
-            self._open.popitem()[1].__exit__(kind, error, traceback)
+        try:
+            while self._open:
+                self._open.popitem()[1].__exit__(kind, error, traceback)
+        finally:
+            self._together.__exit__(kind, error, traceback)
+
+    def complete(self) -> None:
+        """All frames are there: finish what is open, add the contact sheet. The files appear when the block ends."""
+        for variant in list(self._open):
+            self._finish(variant)
+        self._save_sheet()
 
     def add(self, variant: int, frames: npt.NDArray[np.uint8]) -> None:
         """Frames of one variant, the next after those that came before."""
@@ -158,8 +173,8 @@ class VideoFiles:
         from glimt.video.mp4 import VideoWriter
 
         asked = self.resolved
-        path, crf = self.outputs.videos[variant], self.outputs.crf
-        writer = VideoWriter(path, asked.fps, asked.height, asked.width, crf=crf)
+        path, crf, publish = self.outputs.videos[variant], self.outputs.crf, self._together.publish
+        writer = VideoWriter(path, asked.fps, asked.height, asked.width, crf=crf, publish=publish)
         self._open[variant] = writer.__enter__()
         return writer
 
@@ -175,7 +190,6 @@ class VideoFiles:
             "fps": float(writer.fps),
             "seconds": float(writer.num_frames / writer.fps),
             "sha256": writer.sha256,
-            "bytes": writer.path.stat().st_size,
         }
         self.takes.append(Take(writer.path, self.resolved.seeds[variant], facts, self._clip(variant)))
         self._animate(variant, self.takes[-1])
@@ -191,10 +205,10 @@ class VideoFiles:
 
         for kind, paths in (("webp", self.outputs.webps), ("gif", self.outputs.gifs)):
             if paths and take.clip is not None:
-                save_animation(paths[variant], take.clip, self.resolved.fps)
+                save_animation(paths[variant], take.clip, self.resolved.fps, publish=self._together.publish)
                 take.others[kind] = str(paths[variant])
 
-    def save_sheet(self) -> None:
+    def _save_sheet(self) -> None:
         """The contact sheet of all videos, if one is asked for: a row each, or up to three rows of a single one."""
         from glimt.video import sheet
 
@@ -203,4 +217,5 @@ class VideoFiles:
             return
         labels = [f"seed {take.seed}: {self.resolved.prompt}" for take in self.takes]
         rows = 1 if len(clips) > 1 else max(1, min(3, len(clips[0]) // sheet.COLUMNS))  # full ones
-        sheet.save_sheet(self.outputs.sheet, sheet.contact_sheet(clips, rows_per_clip=rows, labels=labels))
+        picture = sheet.contact_sheet(clips, rows_per_clip=rows, labels=labels)
+        sheet.save_sheet(self.outputs.sheet, picture, publish=self._together.publish)

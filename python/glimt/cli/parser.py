@@ -7,6 +7,7 @@ all mistakes of a command line are reported together, and an unknown option come
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
@@ -26,9 +27,10 @@ _NEEDED = {
     "output": "say where the video goes, as -o out.mp4",
     "file": "name an mp4 that glimt wrote",
 }
+_NEGATIVE = re.compile(r"-\.?\d")  # how a value begins that is no option, though it has a minus sign
 _EPILOG = """\
 exit codes: 0 done; 1 the frames differ (reproduce), or a fault in glimt; 2 the request cannot be met;
-            130 interrupted (unfinished files are removed)"""
+            130 interrupted (no file of the run is left)"""
 
 
 class UsageError(Exception):
@@ -44,6 +46,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, **options)
+        self._negative_number_matcher = _NEGATIVE  # as from Python 3.14 on; before, -96x96 and -4GiB were options
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(self, [message])
@@ -81,7 +84,7 @@ def _unknown_problems(unknown: Iterable[str], names: list[str]) -> Iterable[str]
     its_value = False  # whether the word before was an unknown option, whose value this may be
     for word in unknown:
         name = word.split("=", 1)[0]
-        if name.startswith("-") and not name.lstrip("-").replace(".", "").isdigit():
+        if name.startswith("-") and not _NEGATIVE.match(name):
             yield f"{name}: no such option{did_you_mean(name, names)}"
             its_value = "=" not in word
         elif its_value:

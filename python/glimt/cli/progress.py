@@ -31,10 +31,11 @@ class Progress:
         if kind is None:
             self.end()
 
-    def begin(self, stage: str, unit: str = "") -> None:
-        """A stage begins, and with it the one before ends. ``unit`` is what is counted, as "steps"."""
+    def begin(self, stage: str, unit: str = "", began: float | None = None) -> None:
+        """A stage begins, and with it the one before ends. ``unit`` is what is counted, as "steps"; ``began`` is by
+        ``time.perf_counter`` when it really began, where that was before it could be shown."""
         self.end()
-        self.stage, self._began = stage, time.perf_counter()
+        self.stage, self._began = stage, time.perf_counter() if began is None else began
         self._show_begin(unit)
 
     def update(self, done: int, total: int, eta_s: float | None = None) -> None:

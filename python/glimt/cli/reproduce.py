@@ -8,19 +8,22 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from glimt.cli.asking import engine_config
+from glimt.cli.asking import engine_config, opened
 from glimt.cli.outcome import Outcome
 from glimt.cli.progress import Progress, progress
 from glimt.errors import CheckpointError
 from glimt.request import GenerateRequest
+from glimt.weights.origin import Origin
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from glimt.config import EngineConfig
     from glimt.engine import Engine
 
 # What a record may decide here. Whether to run pickles or to use the network is not for a file to say.
@@ -35,9 +38,10 @@ def run(namespace: argparse.Namespace) -> Outcome:
     request = _request(record)
     settings = record.get("config", {})
     config = engine_config(namespace, {name: settings[name] for name in _RECORDED_SETTINGS if name in settings})
+    began = time.perf_counter()
+    engine = _open(namespace, Origin.from_dict(record["model"]), config)
     with progress(namespace.quiet) as show:
-        show.begin("check")
-        engine = _open(namespace, record["model"].get("name"), config)
+        show.begin("check", began=began)
         differences = _differences(record, engine.provenance(request))
         show.end()
         same_model = not any(line.startswith("model") for line in differences)
@@ -62,22 +66,24 @@ def _lines(result: dict[str, Any]) -> Iterator[str]:
         yield f"different: the {count} frames are not those of {result['file']}"
         yield from (f"  {line}" for line in result["differences"])
         if not result["differences"]:
-            yield "  model, versions and implementations are the same; the processor may be another one"
+            yield "  all that the record tells is the same; the number of threads may be another one"
 
 
 def _request(record: dict[str, Any]) -> GenerateRequest:
     return dataclasses.replace(GenerateRequest.from_dict(record["request"]), preview_every=0)
 
 
-def _open(namespace: argparse.Namespace, recorded: Any, config: Any) -> Engine:
-    from glimt.engine import Engine
-
+def _open(namespace: argparse.Namespace, recorded: Origin, config: EngineConfig) -> Engine:
+    """The model that was named, else that of the record, where the record says it was."""
     if namespace.model is not None:
-        return Engine.open(namespace.model, config, base=namespace.base)
+        return opened(namespace, namespace.model, namespace.base, config)
+    base = namespace.base or (recorded.base.again() if recorded.base else None)
     try:
-        return Engine.open(str(recorded), config, base=namespace.base)
+        return opened(namespace, recorded.again(), base, config)
     except CheckpointError as error:
-        hint = f"the record names the model {recorded!r}: if it has another place here, say where with --model"
+        parts = f"{recorded.source!r}" + (f" with the base {recorded.base.source!r}" if recorded.base else "")
+        options = "--model and --base" if recorded.base else "--model"
+        hint = f"the record names the model {parts}: if it has another place here, say where with {options}"
         raise CheckpointError(*error.problems[:-1], f"{error.problems[-1]}\n{hint}") from error
 
 

@@ -73,8 +73,9 @@ def seed(text: str) -> int:
 
 
 def size(text: str) -> Size:
-    """``WIDTHxHEIGHT``, as ``832x480``."""
-    match = re.fullmatch(r"\s*([0-9]{1,6})\s*[xX*\u00d7]\s*([0-9]{1,6})\s*", text)  # \u00d7 is the multiplication sign
+    """``WIDTHxHEIGHT``, as ``832x480``. What sizes there are is checked where the model is known."""
+    side = r"\s*([+-]?[0-9]{1,30})\s*"
+    match = re.fullmatch(rf"{side}[xX*\u00d7]{side}", text)  # \u00d7 is the multiplication sign
     if not match:
         raise ValueError(f"{text!r} is not a size; write WIDTHxHEIGHT, as 832x480")
     return Size(int(match[1]), int(match[2]))

@@ -9,12 +9,16 @@ devices and exact runs (``glimt_kernels.references_only``) take ``F.linear``.
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glimt_kernels import Case, wants_references
+
+OPS = ("linear", "convolution")  # what these libraries run, as plans and records name it
+_ABSENT = "this PyTorch has no oneDNN with fused products"
 
 
 @cache
@@ -28,9 +32,32 @@ def library(case: Case) -> tuple[str, tuple[str, ...]]:
 
     Also the reasons why oneDNN does not run though ``case`` is one it is called for.
     """
-    if case.device != "cpu" or case.dtype != torch.float32 or wants_references():
+    if _not_meant(case):
         return "aten", ()
-    return ("onednn", ()) if has_onednn() else ("aten", ("this PyTorch has no oneDNN with fused products",))
+    return ("onednn", ()) if has_onednn() else ("aten", (_ABSENT,))
+
+
+def _not_meant(case: Case) -> list[str]:
+    """Every reason why oneDNN is not called for ``case`` even where it is there."""
+    reasons = []
+    if case.device != "cpu":
+        reasons.append(f"it is called on the CPU, the tensors are on {case.device}")
+    if case.dtype != torch.float32:
+        reasons.append(f"it is called for float32, the tensors are {str(case.dtype).removeprefix('torch.')}")
+    if wants_references():
+        reasons.append("exact runs take PyTorch's own choice")
+    return reasons
+
+
+def inventory(case: Case) -> list[dict[str, Any]]:
+    """Both libraries for each of ``OPS``, in the rows of ``glimt_kernels.inventory``."""
+    chosen, _ = library(case)
+    reasons = {"onednn": _not_meant(case) + ([] if has_onednn() else [_ABSENT]), "aten": []}
+    return [
+        {"op": op, "impl": impl, "chosen": impl == chosen, "reasons": list(why)}
+        for op in OPS
+        for impl, why in reasons.items()
+    ]
 
 
 def runs_onednn(*tensors: Tensor) -> bool:

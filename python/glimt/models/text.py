@@ -50,11 +50,11 @@ class TokenizedPrompt:
 
     @property
     def note(self) -> str:
-        """What to tell about a cut prompt; "" if it was not cut."""
+        """What to tell about a prompt that is cut; "" if it is not."""
         if not self.dropped:
             return ""
         shown = self.dropped_text if len(self.dropped_text) <= 60 else self.dropped_text[:57] + "..."
-        return f"prompt cut to {self.kept} tokens: the last {self.dropped} were dropped ({shown!r})"
+        return f"cut to {self.kept} tokens: the last {self.dropped} are dropped ({shown!r})"
 
 
 class PromptTokenizer:

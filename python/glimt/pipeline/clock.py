@@ -24,14 +24,12 @@ class Clock:
         self._began = time.perf_counter()
         self._seconds = {stage.name: 0.0 for stage in plan.stages}
         self._peaks = {stage.name: 0 for stage in plan.stages}
-        self._notes = list(plan.notes)
 
-    def begin(self, stage: str, variant: int = 0) -> StageEvent:
-        return StageEvent(stage, "begin", self._elapsed_ms(), variant)
+    def begin(self, stage: str, variant: int = 0, note: str = "") -> StageEvent:
+        return StageEvent(stage, "begin", self._elapsed_ms(), variant, note)
 
-    def end(self, stage: str, variant: int = 0, notes: tuple[str, ...] = ()) -> StageEvent:
-        self._notes += notes
-        return StageEvent(stage, "end", self._elapsed_ms(), variant, note="; ".join(notes))
+    def end(self, stage: str, variant: int = 0) -> StageEvent:
+        return StageEvent(stage, "end", self._elapsed_ms(), variant)
 
     def done(self) -> StageEvent:
         """The last event of a run."""
@@ -77,7 +75,7 @@ class Clock:
             peak_rss_bytes=peak_rss_bytes(),
             implementations=self._plan.implementations,
             fallbacks=self._plan.fallbacks,
-            notes=tuple(self._notes),
+            notes=self._plan.notes,
         )
 
 

@@ -12,14 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from glimt.models.image import ImageEncoder, load_processor
-from glimt.models.text import PromptTokenizer, TextEncoder
+from glimt.models.text import TextEncoder
 from glimt.models.umt5 import Umt5Encoder
 from glimt.models.wan.config import WanTransformerConfig
 from glimt.models.wan.transformer import WanTransformer
 from glimt.models.wan.vae import WanVae
 from glimt.models.zoo import TEXT_TOKENS
 from glimt.pipeline.condition import Picture
-from glimt.pipeline.denoise import EXPERTS
+from glimt.plan import EXPERTS
+from glimt.weights.components import check_values
 from glimt.weights.folder import CheckpointFolder
 
 T = TypeVar("T")
@@ -34,24 +35,24 @@ class Embeddings:
 
     def __init__(self, limit_bytes: int = EMBEDDINGS_BYTES) -> None:
         self._limit_bytes = limit_bytes
-        self._held: OrderedDict[str, tuple[Tensor, str]] = OrderedDict()
+        self._held: OrderedDict[str, Tensor] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, text: str) -> tuple[Tensor, str] | None:
-        """Rows [L, text_dim] of a prompt and the note on how it was cut; ``None`` if it is not here."""
+    def get(self, text: str) -> Tensor | None:
+        """Rows [L, text_dim] of a prompt; ``None`` if it is not here."""
         with self._lock:
             if text in self._held:
                 self._held.move_to_end(text)
             return self._held.get(text)
 
-    def put(self, text: str, rows: Tensor, note: str) -> None:
+    def put(self, text: str, rows: Tensor) -> None:
         with self._lock:
-            self._held[text] = (rows, note)
+            self._held[text] = rows
             while self.size_bytes() > self._limit_bytes and len(self._held) > 1:
                 self._held.popitem(last=False)
 
     def size_bytes(self) -> int:
-        return sum(rows.nbytes for rows, _ in self._held.values())
+        return sum(rows.nbytes for rows in self._held.values())
 
     def clear(self) -> None:
         with self._lock:
@@ -65,6 +66,7 @@ class Components:
         self._folder, self._device, self._allow_pickle = folder, device, allow_pickle
         self._dtype: torch.dtype = getattr(torch, dtype)
         self._held: dict[str, Any] = {}
+        self._sound: set[str] = set()  # components whose every value was looked at, as loading does
         self._locks = {name: threading.Lock() for name in folder.components}
         self._embeddings = Embeddings()
 
@@ -76,14 +78,13 @@ class Components:
         """The VAE. Raises CheckpointError."""
         return self._get("vae", lambda: cast(WanVae, self._load("vae")))
 
-    def embed_texts(self, texts: tuple[str, ...]) -> tuple[Tensor, tuple[str, ...]]:
-        """[len(texts), L, text_dim] with zero rows after each prompt's own, and notes on prompts that were cut."""
+    def embed_texts(self, texts: tuple[str, ...]) -> Tensor:
+        """[len(texts), L, text_dim] with zero rows after each prompt's own."""
         found = [self._embed(text) for text in texts]
-        out = found[0][0].new_zeros(len(texts), TEXT_TOKENS, found[0][0].shape[1])
-        for index, (rows, _) in enumerate(found):
+        out = found[0].new_zeros(len(texts), TEXT_TOKENS, found[0].shape[1])
+        for index, rows in enumerate(found):
             out[index, : len(rows)] = rows
-        names = ("prompt", "negative prompt")
-        return out, tuple(f"{name}: {note}" for name, (_, note) in zip(names, found, strict=False) if note)
+        return out
 
     def embed_pictures(self, pictures: list[Picture]) -> Tensor | None:
         """CLIP tokens [len(pictures), Li, image_dim], or ``None`` where the transformer has no branch for them."""
@@ -98,6 +99,18 @@ class Components:
         for name in names:
             if name in self._locks:
                 self._get(name, partial(self._load, name))
+
+    def check(self, name: str) -> None:
+        """Read a component's weights once, unless this was done, and keep none. Raises CheckpointError."""
+        component = self._folder.component(name)
+        with self._locks[name]:
+            if name not in self._sound:
+                check_values(component, allow_pickle=self._allow_pickle)
+                self._sound.add(name)
+
+    def keep_only(self, *names: str) -> None:
+        """Release all others."""
+        self.release(*(name for name in self._locks if name not in names))
 
     def release(self, *names: str) -> None:
         """Keep these no longer; runs that use them still do."""
@@ -122,22 +135,23 @@ class Components:
             return cast(T, self._held[name])
 
     def _load(self, name: str) -> nn.Module:
-        return self._folder.load_component(name, self._device, self._dtype, allow_pickle=self._allow_pickle)
+        module = self._folder.load_component(name, self._device, self._dtype, allow_pickle=self._allow_pickle)
+        self._sound.add(name)
+        return module
 
     def _load_text_encoder(self) -> TextEncoder:
-        tokenizer = PromptTokenizer(self._folder.component("tokenizer").path, TEXT_TOKENS)
-        return TextEncoder(cast(Umt5Encoder, self._load("text_encoder")), tokenizer)
+        return TextEncoder(cast(Umt5Encoder, self._load("text_encoder")), self._folder.tokenizer)
 
     def _load_image_encoder(self) -> ImageEncoder:
         processor = load_processor(self._folder.component("image_processor").path)
         return ImageEncoder(self._load("image_encoder"), processor)
 
-    def _embed(self, text: str) -> tuple[Tensor, str]:
+    def _embed(self, text: str) -> Tensor:
         found = self._embeddings.get(text)
         if found is None:
             encoded = self._get("text_encoder", self._load_text_encoder).encode(text)
-            found = (encoded.embeds[0, : encoded.tokens.kept].clone(), encoded.tokens.note)
-            self._embeddings.put(text, *found)
+            found = encoded.embeds[0, : encoded.tokens.kept].clone()
+            self._embeddings.put(text, found)
         return found
 
 

@@ -17,12 +17,10 @@ from glimt.models.wan.transformer import WanTransformer
 from glimt.pipeline.condition import Condition
 from glimt.pipeline.events import Frames, StepState
 from glimt.pipeline.guard import check_latents, first_nonfinite
-from glimt.plan import GenerationPlan
+from glimt.plan import EXPERTS, GenerationPlan
 from glimt.sampling.guidance import StepGuidance, guide
 from glimt.sampling.noise import initial_latents
 from glimt.sampling.solvers import make_solver
-
-EXPERTS = ("transformer", "transformer_2")
 
 
 class Transformers(Protocol):

@@ -26,7 +26,7 @@ class StageEvent:
         status: ``begin`` or ``end``; ``done`` only ends.
         elapsed_ms: since the request began.
         variant: which of the request's videos; 0 for stages they share.
-        note: something the caller should know, such as how a prompt was cut; "" mostly.
+        note: on the first event, what the plan notes, such as how a prompt is cut; else "".
         report: on ``done`` only.
     """
 

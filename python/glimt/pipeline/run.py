@@ -13,9 +13,9 @@ from glimt.models.wan.vae import WanVae
 from glimt.pipeline.clock import Clock
 from glimt.pipeline.condition import Condition, Picture, known_channels, known_first_frame, load_pictures, to_pixels
 from glimt.pipeline.decode import decode, decode_stills
-from glimt.pipeline.denoise import EXPERTS, Prompts, Transformers, Velocity, denoise
+from glimt.pipeline.denoise import Prompts, Transformers, Velocity, denoise
 from glimt.pipeline.events import Event, Frames
-from glimt.plan import GenerationPlan
+from glimt.plan import EXPERTS, GenerationPlan
 from glimt_kernels import references_only
 
 
@@ -24,8 +24,17 @@ class Models(Transformers, Protocol):
 
     def vae(self) -> WanVae: ...
 
-    def embed_texts(self, texts: tuple[str, ...]) -> tuple[Tensor, tuple[str, ...]]:
-        """[len(texts), L, text_dim] zero-padded, and notes on what was cut."""
+    def preload(self, *names: str) -> None:
+        """Load those of these networks that there are."""
+
+    def check(self, name: str) -> None:
+        """Read the weights of a network for what is wrong with them, and keep none."""
+
+    def keep_only(self, *names: str) -> None:
+        """Let go of all networks but these."""
+
+    def embed_texts(self, texts: tuple[str, ...]) -> Tensor:
+        """[len(texts), L, text_dim] zero-padded."""
 
     def embed_pictures(self, pictures: list[Picture]) -> Tensor | None:
         """CLIP tokens [len(pictures), Li, image_dim], or ``None`` where the transformer takes none."""
@@ -52,20 +61,22 @@ def run(models: Models, plan: GenerationPlan, keep: list[Tensor] | None = None) 
 
 def _events(models: Models, plan: GenerationPlan, keep: list[Tensor] | None) -> Generator[Event, None, None]:
     clock, asked = Clock(plan), plan.request
-    yield clock.begin("text")
+    _make_room(models, plan, "text")
+    yield clock.begin("text", note="; ".join(plan.notes))
     with clock.timing("text"):
-        texts, notes = models.embed_texts((asked.prompt, asked.negative_prompt)[: 2 if asked.guided else 1])
-        _let_go(models, plan, "text_encoder")
-    yield clock.end("text", notes=notes)
+        _foresee(models, plan)
+        texts = models.embed_texts((asked.prompt, asked.negative_prompt)[: 2 if asked.guided else 1])
+    yield clock.end("text")
     condition, image = Condition(), None
     if asked.image is not None:
+        _make_room(models, plan, "image")
         yield clock.begin("image")
         with clock.timing("image"):
             condition, image = _look(models, plan)
-            _let_go(models, plan, "image_encoder", "vae")
         yield clock.end("image")
     velocity = Velocity(models, plan, Prompts(texts, image), condition)
     for variant in range(asked.num_videos_per_prompt):
+        _make_room(models, plan, "denoise")
         yield clock.begin("denoise", variant)
         stills = partial(_stills, models, plan)
         latents = yield from clock.timed("denoise", denoise(velocity, plan, condition, variant, stills))
@@ -74,12 +85,33 @@ def _events(models: Models, plan: GenerationPlan, keep: list[Tensor] | None) -> 
             keep.append(latents)
         if plan.staged:
             velocity.forget()
-            models.release(*EXPERTS)
+        _make_room(models, plan, "decode")
         yield clock.begin("decode", variant)
         yield from clock.timed("decode", decode(models.vae(), latents, plan, variant))
-        _let_go(models, plan, "vae")
         yield clock.end("decode", variant)
+    if plan.staged:
+        models.keep_only()
     yield clock.done()
+
+
+def _make_room(models: Models, plan: GenerationPlan, stage: str) -> None:
+    """In a staged run a stage has no other networks in memory than the plan counts for it, whoever loaded them."""
+    if plan.staged:
+        models.keep_only(*plan.stage(stage).networks)
+
+
+def _foresee(models: Models, plan: GenerationPlan) -> None:
+    """Damaged weights are told before the first step and not after the last, as far as that is cheap.
+
+    A staged run looks through the VAE, which it will load last and which is small beside the transformer. A second
+    expert it does not: that is as large as the first (28 GB in the A14B models), reading it twice can take minutes and
+    drives the first out of the system's cache of files. Its headers were checked when the model was opened, and a NaN
+    shows when it is loaded, before it computes anything.
+    """
+    if plan.staged:
+        models.check("vae")
+    else:
+        models.preload(*EXPERTS, "vae")
 
 
 @torch.inference_mode()
@@ -99,8 +131,3 @@ def _look(models: Models, plan: GenerationPlan) -> tuple[Condition, Tensor | Non
 def _stills(models: Models, plan: GenerationPlan, x0: Tensor) -> Frames:
     with references_only(plan.exact):
         return decode_stills(models.vae(), x0)
-
-
-def _let_go(models: Models, plan: GenerationPlan, *names: str) -> None:
-    if plan.staged:
-        models.release(*names)

@@ -1,6 +1,6 @@
 """Plans: what a request will do, before it does it (``value``), and how that is found out (``planner``)."""
 
-from glimt.plan.planner import Planner
+from glimt.plan.planner import EXPERTS, Planner
 from glimt.plan.value import GenerationPlan, OpChoice, StagePlan
 
-__all__ = ["GenerationPlan", "OpChoice", "Planner", "StagePlan"]
+__all__ = ["EXPERTS", "GenerationPlan", "OpChoice", "Planner", "StagePlan"]

@@ -23,17 +23,18 @@ from glimt.sampling.guidance import StepGuidance, plan_guidance
 from glimt.shapes import PixelGrid
 
 if TYPE_CHECKING:
+    from glimt.models.text import TokenizedPrompt
     from glimt.weights.folder import CheckpointFolder
     from glimt_kernels import Case
 
 # Implementations that are made for each kind of device.
 _IMPLS = {"cpu": ("native",), "cuda": ("cuda", "triton")}
 _ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-_CHARS_PER_TOKEN = 3  # about, for sizing the work on a prompt before it is tokenized
-_STAGE_WEIGHTS = {
+EXPERTS = ("transformer", "transformer_2")  # for high noise, for low
+_NETWORKS = {
     "text": ("text_encoder",),
     "image": ("image_encoder", "vae"),
-    "denoise": ("transformer", "transformer_2"),
+    "denoise": EXPERTS,
     "decode": ("vae",),
 }
 
@@ -124,7 +125,8 @@ class Planner:
         return choices
 
     def weights_fit(self) -> bool:
-        """Whether all components fit in the memory budget together."""
+        """Whether all components fit in the memory budget together; there may be no room for a request's activations
+        beside them, and it then runs staged."""
         limit = memory.budget(self.config.memory_budget_bytes, self.device).limit_bytes
         return sum(self.weights_bytes.values()) <= limit
 
@@ -136,6 +138,7 @@ class Planner:
 
         Raises:
             RequestError: every field that is wrong for this model.
+            CheckpointError: no tokenizer.
         """
         wanted = request.as_request() if isinstance(request, ResolvedRequest) else request
         asked = wanted.resolve(self.card, self._problems)
@@ -151,7 +154,7 @@ class Planner:
         guidance: tuple[StepGuidance, ...],
         budget: memory.Budget,
     ) -> GenerationPlan:
-        work = _Work(self, asked, guidance)
+        work = _Work(self, asked, guidance, self._prompts(asked))
         staged = max(work.peaks(asked.pixel_grid(), staged=False).values()) > budget.limit_bytes
         stages, source = work.stages(staged)
         return GenerationPlan(
@@ -178,8 +181,13 @@ class Planner:
             least_bytes=work.least_bytes(),
             decode_chunk=memory.decode_chunk(self.vae, asked.latent_grid(self.card)),
             known_frames=self.card.expand_timesteps,
-            notes=_notes(asked),
+            notes=tuple(_notes(asked, work.prompts)),
         )
+
+    def _prompts(self, asked: ResolvedRequest) -> dict[str, TokenizedPrompt]:
+        """The texts that are encoded, by the field each comes from."""
+        names = ("prompt", "negative_prompt") if asked.guided else ("prompt",)
+        return {name: self.folder.tokenizer(getattr(asked, name)) for name in names}
 
     def _problems(self, values: Mapping[str, Any]) -> Iterator[str]:
         """What the checkpoint's schedule and its transformer's positions have against a request's values."""
@@ -202,10 +210,7 @@ class _Work:
     planner: Planner
     asked: ResolvedRequest
     guidance: tuple[StepGuidance, ...]
-
-    @property
-    def prompts(self) -> int:
-        return 2 if self.asked.guided else 1
+    prompts: dict[str, TokenizedPrompt]
 
     @property
     def experts(self) -> int:
@@ -215,8 +220,7 @@ class _Work:
     def text_tokens(self) -> int:
         if self.planner.config.quality == "exact":  # padding is not folded away
             return self.planner.card.text_tokens
-        longest = max(len(self.asked.prompt), len(self.asked.negative_prompt) if self.asked.guided else 0)
-        return min(self.planner.card.text_tokens, 2 + longest // _CHARS_PER_TOKEN)
+        return max(prompt.kept for prompt in self.prompts.values())
 
     def flops(self, staged: bool) -> dict[str, int]:
         planner, asked, tokens = self.planner, self.asked, self.text_tokens
@@ -224,8 +228,8 @@ class _Work:
         count = asked.num_videos_per_prompt
         forward = profile.transformer_flops(planner.transformer, grid, tokens)
         forwards = sum(1 if step.scale is None else 2 for step in self.guidance)
-        contexts = self.experts * self.prompts * profile.context_flops(planner.transformer, tokens)
-        found = {"text": self.prompts * profile.text_encoder_flops(planner.text_encoder, tokens)}
+        contexts = self.experts * len(self.prompts) * profile.context_flops(planner.transformer, tokens)
+        found = {"text": len(self.prompts) * profile.text_encoder_flops(planner.text_encoder, tokens)}
         if asked.image is not None:
             found["image"] = profile.vae_encode_flops(planner.vae, self._encoded(asked.pixel_grid()))
         found["denoise"] = count * forwards * forward + (count if staged else 1) * contexts
@@ -246,29 +250,34 @@ class _Work:
             found["image"] = memory.encode_bytes(planner.vae, clip, item)
         networks = 1 if staged else self.experts
         found["denoise"] = memory.denoise_bytes(
-            planner.transformer, latents, tokens, card.text_tokens, self.prompts, item, networks
+            planner.transformer, latents, tokens, card.text_tokens, len(self.prompts), item, networks
         )
         if self.asked.preview_every:
             found["denoise"] += memory.stills_bytes(planner.vae, latents, item)
         found["decode"] = memory.decode_bytes(planner.vae, latents, memory.decode_chunk(planner.vae, latents), item)
         return found
 
+    def networks(self, stage: str) -> tuple[str, ...]:
+        """The components with weights that a stage runs."""
+        previews = ("vae",) if stage == "denoise" and self.asked.preview_every else ()
+        return tuple(name for name in (*_NETWORKS[stage], *previews) if name in self.planner.weights_bytes)
+
     def peaks(self, clip: PixelGrid, *, staged: bool) -> dict[str, int]:
         """Bytes of each stage: all weights, or only its own, and its activations."""
         weights = self.planner.weights_bytes
         found = {}
-        for name, size in self.activations(clip, staged=staged).items():
-            own = [weights.get(part, 0) for part in _STAGE_WEIGHTS[name]]
-            if name == "denoise":  # two experts are never needed at once, so a staged run holds the larger
-                own = [max(own), weights["vae"] if self.asked.preview_every else 0]
-            found[name] = sum(own if staged else weights.values()) + size
+        for stage, size in self.activations(clip, staged=staged).items():
+            own = {name: weights[name] for name in self.networks(stage)}
+            if EXPERTS[1] in own:  # two experts are never needed at once: a staged run holds the larger
+                own[EXPERTS[0]] = max(own[EXPERTS[0]], own.pop(EXPERTS[1]))
+            found[stage] = sum((own if staged else weights).values()) + size
         return found
 
     def stages(self, staged: bool) -> tuple[tuple[StagePlan, ...], str]:
         rate = profile.machine_rate(self.planner.device, self.planner.dtype)
         peaks = self.peaks(self.asked.pixel_grid(), staged=staged)
         stages = tuple(
-            StagePlan(name, flops, profile.estimated_seconds(name, flops, rate), peaks[name])
+            StagePlan(name, self.networks(name), flops, profile.estimated_seconds(name, flops, rate), peaks[name])
             for name, flops in self.flops(staged).items()
         )
         return stages, f"estimated from {rate.flops_per_s / 1e9:.0f} GFLOP/s measured ({rate.source})"
@@ -292,15 +301,12 @@ def _choices(case: Case) -> tuple[OpChoice, ...]:
     """What runs each op that the networks call for ``case``, as they say themselves."""
     import torch
 
-    from glimt.models.linear import library
+    from glimt.models.linear import OPS, library
     from glimt.models.wan import transformer, vae_ops
     from glimt_kernels import inventory, wants_references
 
     name, reasons = library(case)
-    choices = [
-        OpChoice(op, name, tuple(f"{op}: onednn cannot run here: {reason}" for reason in reasons))
-        for op in ("linear", "convolution")
-    ]
+    choices = [OpChoice(op, name, tuple(f"{op}: onednn cannot run here: {reason}" for reason in reasons)) for op in OPS]
     wanted = dict.fromkeys((*transformer.kernels_used(case), *vae_ops.kernels_used(case)), case)
     wanted["frames_to_uint8"] = case._replace(dtype=torch.float32)  # pixels are float32 whatever made them
     for op, its_case in wanted.items():
@@ -323,7 +329,7 @@ def _choice(rows: list[dict[str, Any]], device: str) -> OpChoice:
     return OpChoice(op, rows[chosen]["impl"], passed)
 
 
-def _notes(asked: ResolvedRequest) -> tuple[str, ...]:
+def _notes(asked: ResolvedRequest, prompts: Mapping[str, TokenizedPrompt]) -> Iterator[str]:
     if asked.negative_prompt and not asked.guided:
-        return (f"negative_prompt has no effect: guidance_scale {asked.guidance_scale:g} turns guidance off",)
-    return ()
+        yield f"negative_prompt has no effect: guidance_scale {asked.guidance_scale:g} turns guidance off"
+    yield from (f"{name}: {prompt.note}" for name, prompt in prompts.items() if prompt.note)

@@ -1,7 +1,7 @@
 """What a request will do, before it does it: shapes, steps, arithmetic, implementations, memory, time.
 
-A plan is made from a checkpoint's configs and headers; no weight is read and no network is run, but once per process a
-few matrix products, to time the machine. Every run follows one.
+A plan is made from a checkpoint's configs, headers and tokenizer; no weight is read and no network is run, but once per
+process a few matrix products, to time the machine. Every run follows one.
 """
 
 from __future__ import annotations
@@ -25,12 +25,14 @@ class StagePlan:
 
     Attributes:
         name: text, image, denoise or decode.
+        networks: the components it runs. In a staged run no others are in memory, and of two experts one at a time.
         flops: of matrix products and convolutions (``glimt.profile``).
         seconds: estimated.
         peak_bytes: estimated: the weights in memory during the stage and its activations.
     """
 
     name: str
+    networks: tuple[str, ...]
     flops: int
     seconds: float
     peak_bytes: int
@@ -63,7 +65,7 @@ class GenerationPlan:
             ``least_bytes``: estimated need of the smallest clip.
         decode_chunk: latent frames decoded at a time.
         known_frames: images stand in for latent frames, with a timestep of their own (Wan 2.2 TI2V).
-        notes: what has no effect, and the like.
+        notes: what has no effect, how a prompt is cut, and the like.
     """
 
     model: str

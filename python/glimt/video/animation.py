@@ -48,7 +48,12 @@ def _require_webp() -> None:
 
 
 def save_animation(
-    path: files.StrPath, frames: npt.NDArray[np.uint8], fps: Fraction | float | str, *, quality: int = 85
+    path: files.StrPath,
+    frames: npt.NDArray[np.uint8],
+    fps: Fraction | float | str,
+    *,
+    quality: int = 85,
+    publish: files.Publish = files.publish,
 ) -> None:
     """Write ``frames`` ``[F, H, W, 3]`` uint8 as an endless loop, WebP or GIF by the name, whole or not at all.
 
@@ -78,4 +83,4 @@ def save_animation(
             )
         except OSError as error:
             raise files.as_output_error(path, error) from error
-        files.publish(temporary, target)
+        publish(temporary, target)

@@ -2,6 +2,7 @@
 
 Everything is written to a temporary file beside the target and moved over it at the end, so that a crash, a full disk
 or Ctrl-C never leaves half a video under the name the user asked for, and never destroys the one that was there before.
+Several files of one run can be made to appear together or not at all (``Together``).
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ import errno
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import TracebackType
 
 from glimt.errors import OutputError
 
 StrPath = str | os.PathLike[str]
+Publish = Callable[[Path, Path], None]  # ``publish``, or what a writer calls in its place
 
 _REASONS = {
     errno.ENOSPC: "no space is left on the device; free some, or choose another folder",
@@ -76,10 +79,14 @@ def check_writable(path: StrPath, suffixes: tuple[str, ...], needed_bytes: int =
 
 def _create_beside(target: Path) -> Path:
     """An empty new file in the folder of ``target`` with the permissions a normal new file gets (unlike mkstemp's)."""
-    stem = target.stem[:64]
-    path = target.with_name(f".{stem}-{secrets.token_hex(6)}.part{target.suffix}")
+    path = _hidden_beside(target)
     os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     return path
+
+
+def _hidden_beside(target: Path) -> Path:
+    """A name in the folder of ``target`` that nobody has."""
+    return target.with_name(f".{target.stem[:64]}-{secrets.token_hex(6)}.part{target.suffix}")
 
 
 @contextlib.contextmanager
@@ -98,9 +105,54 @@ def temporary_beside(target: Path) -> Iterator[Path]:
 
 def publish(temporary: Path, target: Path) -> None:
     """Make the whole content of ``temporary`` appear as ``target`` at once; a full disk shows here at the latest."""
+    _move(temporary, target, target)
+
+
+def _move(temporary: Path, place: Path, target: Path) -> None:
+    """``temporary`` to ``place``, with all of it on the disk; an OutputError speaks of ``target``."""
     try:
         with temporary.open("rb+") as handle:
             os.fsync(handle.fileno())
-        temporary.replace(target)
+        temporary.replace(place)
     except OSError as error:
         raise as_output_error(target, error) from error
+
+
+class Together:
+    """Files that appear at the end of a block, or none of them where it is left by an exception.
+
+    A writer is given ``together.publish`` in the place of :func:`publish`: until the end its finished file waits beside
+    its target under a hidden name, and what was there before stays as it is.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[Path, Path]] = []
+
+    def __enter__(self) -> Together:
+        return self
+
+    def publish(self, temporary: Path, target: Path) -> None:
+        """Take all of ``temporary``, to be ``target`` at the end of the block; a full disk shows here at the latest."""
+        waiting = _hidden_beside(target)
+        self._waiting.append((waiting, target))
+        try:
+            _move(temporary, waiting, target)
+        except BaseException:
+            self._waiting.pop()
+            waiting.unlink(missing_ok=True)
+            raise
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            for waiting, target in self._waiting if kind is None else ():
+                _move(waiting, target, target)
+        except BaseException:
+            for waiting, target in self._waiting:
+                if not waiting.exists():  # so it has become the target
+                    target.unlink(missing_ok=True)
+            raise
+        finally:
+            for waiting, _ in self._waiting:
+                waiting.unlink(missing_ok=True)

@@ -116,6 +116,7 @@ class VideoWriter:
         record: the settings record without its ``frames`` part, which the writer adds; ``None`` writes no record.
             May be set as an attribute until the end of the block.
         crf: constant rate factor of x264, 1 (best, largest) to 51.
+        publish: makes the finished file appear under its name; ``Together.publish`` puts that off.
     Raises:
         OutputError: bad size, rate or name; not writable; disk full; no frames were written.
         MissingDependencyError: no PyAV, or one without x264.
@@ -130,6 +131,7 @@ class VideoWriter:
         *,
         record: Mapping[str, Any] | None = None,
         crf: int = DEFAULT_CRF,
+        publish: files.Publish = files.publish,
     ) -> None:
         check_crf(crf)
         check_size(height, width)
@@ -139,6 +141,7 @@ class VideoWriter:
         self.record = record
         self.crf = crf
         self.num_frames = 0
+        self._publish = publish
         self._digest = hashlib.sha256()
         self._target = files.resolve_target(path, SUFFIXES)
         self._queue: queue.Queue[npt.NDArray[np.uint8] | None] = queue.Queue(_QUEUE_CHUNKS)
@@ -195,7 +198,7 @@ class VideoWriter:
                 raise files.as_output_error(self.path, error) from error
             if not boxes.is_whole_and_fast(final):
                 raise OutputError(f"cannot write {self.path}: the file came out damaged; is the disk full?")
-            files.publish(final, self._target)
+            self._publish(final, self._target)
 
     def _comment(self) -> str | None:
         if self.record is None:

@@ -4,10 +4,17 @@ One JSON object in the ``comment`` tag, which mp4, Matroska and WebM carry and w
 The record says enough to make the frames again (``glimt reproduce FILE``) and to see whether they came out the same.
 
     {"format": "glimt-record/1",
-     "model": {"name": ..., "digest": ..., "components": {...}},  "request": {...},  "config": {...},
-     "versions": {...},  "implementations": {...},
+     "model": {"name": ..., "source": ..., "revision": ..., "base": {...}, "digest": ..., "components": {...}},
+     "request": {...},  "config": {...},
+     "versions": {...},  "implementations": {...},  "notes": [how a prompt was cut, what had no effect],
      "frames": {"sha256": hex, "count": F, "height": H, "width": W, "fps": "24/1"}}
 
+``versions`` is of Python and the packages that can change a result, and holds the CPU's instruction set.
+``model.source`` is what the model was called when it was opened, letter for letter: a name, a Hub id (``revision`` is
+then its commit), or a path as it was typed. A relative path is not completed, so it opens from the folder it was typed
+in; an absolute one, or one that a shell completed, shows whoever gets the video where the model lay: type a relative
+one to avoid that. ``model.base`` is the same of what a lone transformer took the rest from. Another place of the model
+is said with ``glimt reproduce FILE --model PLACE``.
 ``frames.sha256`` is the SHA-256 of the uint8 RGB frames ``[F, H, W, 3]`` before encoding, in C order.
 There is no time of day in it: the same request gives the same record.
 """
@@ -67,6 +74,7 @@ def _faults(record: dict[str, Any]) -> list[str]:
         faults.append("'model.components' is not an object")
     if not isinstance(record["model"].get("digest"), str):
         faults.append("'model.digest' is missing")
+    faults += _origin_faults(record["model"], "model")
     frames = record["frames"]
     if not _SHA256.fullmatch(str(frames.get("sha256"))):
         faults.append("'frames.sha256' is not a SHA-256 in hexadecimal")
@@ -75,6 +83,19 @@ def _faults(record: dict[str, Any]) -> list[str]:
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             faults.append(f"'frames.{name}' is not a positive whole number")
     return faults
+
+
+def _origin_faults(values: dict[str, Any], where: str) -> list[str]:
+    """What is wrong with the place of a model, and of its base (which has none itself)."""
+    faults = []
+    if not isinstance(values.get("source"), str):
+        faults.append(f"'{where}.source' is missing")
+    if not isinstance(values.get("revision", ""), str):
+        faults.append(f"'{where}.revision' is not text")
+    base = values.get("base")
+    if base is not None and (where != "model" or not isinstance(base, dict)):
+        return [*faults, f"'{where}.base' is not the place of a model"]
+    return faults if base is None else faults + _origin_faults(base, f"{where}.base")
 
 
 def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -114,7 +114,7 @@ def _write(sheet: Image, text: str, place: tuple[int, int], width: int, font: ob
     draw.text(place, shown, fill=_INK, font=font)  # type: ignore[arg-type]
 
 
-def save_sheet(path: files.StrPath, sheet: Image) -> None:
+def save_sheet(path: files.StrPath, sheet: Image, *, publish: files.Publish = files.publish) -> None:
     """Write ``sheet`` as PNG, whole or not at all."""
     target = files.resolve_target(path, SUFFIXES)
     with files.temporary_beside(target) as temporary:
@@ -122,4 +122,4 @@ def save_sheet(path: files.StrPath, sheet: Image) -> None:
             sheet.save(temporary, format="PNG", optimize=True)
         except OSError as error:
             raise files.as_output_error(path, error) from error
-        files.publish(temporary, target)
+        publish(temporary, target)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import AbstractContextManager
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from glimt.suggest import did_you_mean
 from glimt.weights.header import TensorEntry, shorten
 from glimt.weights.reader import TensorSource, is_readable
 
+Names = tuple[str, ...]  # all names that a module has for one tensor: tied weights have several
+Fit = tuple[Names, TensorEntry]
 _NAMED = 12  # names listed per kind of problem before they are only counted
 
 
@@ -64,7 +67,7 @@ def load_into(
     source: TensorSource,
     *,
     what: str,
-    names: Mapping[str, str] | None = None,
+    names: Mapping[str, str] = MappingProxyType({}),
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     keep_in_fp32: Collection[str] = (),
@@ -84,16 +87,13 @@ def load_into(
         CheckpointError: missing, extra, mis-shaped tensors and unreadable dtypes in one error; after that, when all
             fits, one error that names every tensor with NaN or infinity.
     """
-    slots = _slots(module)
-    given, problems = _renamed(source.entries, names or {})
-    chosen, misfits = _match(slots, given, ignore)
-    if problems := [*problems, *misfits, *([] if misfits else _tie_problems(slots, given, source))]:
+    fits, problems = match(module, source.entries, names, ignore)
+    if problems := problems or _tie_problems(fits, source):
         raise CheckpointError(*(f"{what}: {problem}" for problem in problems))
     broken: list[str] = []
-    for group, entry in chosen:
+    for group, entry in dict(fits).items():
         tensor = source.tensor(entry.name)
-        if has_nonfinite(tensor):
-            broken.append(f"tensor {entry.name!r} has NaN or infinite values")
+        broken += _nonfinite_problem(entry, tensor)
         target = _target_dtype(group[0], tensor, dtype, keep_in_fp32)
         _assign(module, group, tensor.to(device=device, dtype=target))
         del tensor
@@ -104,6 +104,42 @@ def load_into(
     return module
 
 
+def match(
+    module: nn.Module, entries: Mapping[str, TensorEntry], names: Mapping[str, str], ignore: Collection[str]
+) -> tuple[list[Fit], list[str]]:
+    """Which tensor of the files goes where, and everything that is missing, extra or misshapen; reads headers only.
+
+    ``names`` and ``ignore``: see :func:`load_into`. A tensor that the module knows by several names may be in the files
+    under more than one of them.
+    """
+    slots = _slots(module)
+    given, twice = _renamed(entries, names)
+    fits = [(group, given[name]) for group in slots for name in group if name in given]
+    wanted = {name for group in slots for name in group}
+    missing = [group[0] for group in slots if not any(name in given for name in group)]
+    extra = [name for name in given if name not in wanted and not _has_part(name, ignore)]
+    wrong = [text for group, entry in fits if (text := _misfit(entry, slots[group]))]
+    return fits, [
+        *twice,
+        *_report("missing", missing, len(slots), extra),
+        *_report("extra", [given[name].name for name in extra], len(given), ()),
+        *shorten(wrong, _NAMED),
+    ]
+
+
+def scan(source: TensorSource, fits: Iterable[Fit]) -> list[str]:
+    """Every tensor with NaN or infinity among those that :func:`match` found; one at a time is in memory."""
+    broken: list[str] = []
+    for _, entry in fits:
+        broken += _nonfinite_problem(entry, source.tensor(entry.name))
+        source.release(entry.name)
+    return shorten(broken, _NAMED)
+
+
+def _nonfinite_problem(entry: TensorEntry, tensor: Tensor) -> list[str]:
+    return [f"tensor {entry.name!r} has NaN or infinite values"] if has_nonfinite(tensor) else []
+
+
 def has_nonfinite(tensor: Tensor) -> bool:
     """Whether a tensor holds NaN or infinity; one pass at memory speed, as both survive minimum and maximum."""
     if tensor.numel() == 0 or not tensor.is_floating_point():
@@ -112,8 +148,8 @@ def has_nonfinite(tensor: Tensor) -> bool:
     return not (bool(torch.isfinite(low)) and bool(torch.isfinite(high)))
 
 
-def _slots(module: nn.Module) -> dict[tuple[str, ...], Tensor]:
-    """The tensors that a state dict of the module has, each with all its names (tied weights have several)."""
+def _slots(module: nn.Module) -> dict[Names, Tensor]:
+    """The tensors that a state dict of the module has."""
     names: dict[int, list[str]] = {}
     tensors: dict[int, Tensor] = {}
     for name, tensor in module.state_dict(keep_vars=True).items():
@@ -132,33 +168,18 @@ def _renamed(entries: Mapping[str, TensorEntry], names: Mapping[str, str]) -> tu
     return given, shorten(problems, _NAMED)
 
 
-def _tie_problems(
-    slots: Iterable[tuple[str, ...]], given: Mapping[str, TensorEntry], source: TensorSource
-) -> list[str]:
+def _tie_problems(fits: Iterable[Fit], source: TensorSource) -> list[str]:
     """Tensors that the model shares must be equal where the file has them under several names."""
     problems = []
-    for group in slots:
-        first, *others = [given[name].name for name in group if name in given] or [""]
-        for other in others:
-            if not torch.equal(source.tensor(first), source.tensor(other)):
-                problems.append(f"tensors {first!r} and {other!r} are one in the model and differ in the file")
-            source.release(other)
+    firsts: dict[Names, str] = {}
+    for group, entry in fits:
+        first = firsts.setdefault(group, entry.name)
+        if entry.name == first:
+            continue
+        if not torch.equal(source.tensor(first), source.tensor(entry.name)):
+            problems.append(f"tensors {first!r} and {entry.name!r} are one in the model and differ in the file")
+        source.release(entry.name)
     return shorten(problems, _NAMED)
-
-
-def _match(
-    slots: Mapping[tuple[str, ...], Tensor], given: Mapping[str, TensorEntry], ignore: Collection[str]
-) -> tuple[list[tuple[tuple[str, ...], TensorEntry]], list[str]]:
-    chosen = [(group, given[name]) for group in slots for name in group if name in given]
-    wanted = {name for group in slots for name in group}
-    missing = [group[0] for group in slots if not any(name in given for name in group)]
-    extra = [name for name in given if name not in wanted and not _has_part(name, ignore)]
-    wrong = [text for group, entry in chosen if (text := _misfit(group, entry, slots[group]))]
-    return list(dict(chosen).items()), [
-        *_report("missing", missing, len(slots), extra),
-        *_report("extra", [given[name].name for name in extra], len(given), ()),
-        *shorten(wrong, _NAMED),
-    ]
 
 
 def _report(kind: str, names: list[str], of: int, candidates: Iterable[str]) -> list[str]:
@@ -171,7 +192,7 @@ def _report(kind: str, names: list[str], of: int, candidates: Iterable[str]) -> 
     return listed
 
 
-def _misfit(group: tuple[str, ...], entry: TensorEntry, slot: Tensor) -> str:
+def _misfit(entry: TensorEntry, slot: Tensor) -> str:
     if entry.shape != tuple(slot.shape):
         return f"tensor {entry.name!r} has shape {list(entry.shape)} in the file, {list(slot.shape)} in the model"
     if not is_readable(entry.dtype):
@@ -193,7 +214,7 @@ def _target_dtype(name: str, tensor: Tensor, dtype: torch.dtype | None, keep_in_
     return dtype or tensor.dtype
 
 
-def _assign(module: nn.Module, group: tuple[str, ...], tensor: Tensor) -> None:
+def _assign(module: nn.Module, group: Names, tensor: Tensor) -> None:
     parameter = nn.Parameter(tensor, requires_grad=False)  # one object for all names: ties stay ties
     for name in group:
         path, _, leaf = name.rpartition(".")

@@ -12,7 +12,7 @@ from torch import nn
 from glimt.errors import CheckpointError, MissingDependencyError
 from glimt.models.wan.config import WanTransformerConfig, WanVaeConfig
 from glimt.suggest import did_you_mean
-from glimt.weights.assign import load_into, meta_parameters
+from glimt.weights.assign import load_into, match, meta_parameters, scan
 from glimt.weights.folder import Component
 from glimt.weights.reader import MappedTensors, TensorSource, open_files
 
@@ -40,26 +40,75 @@ def load(
         CheckpointError: a class that cannot be loaded, a config its class refuses, or mismatched or NaN tensors.
         MissingDependencyError: transformers is not installed and the component is one of its classes.
     """
-    kinds = _kinds()
-    name = component.class_name
-    if name not in kinds:
-        raise CheckpointError(f"{component.path}: {name!r} has no weights to load{did_you_mean(name, kinds)}")
-    kind = kinds[name]
-    with meta_parameters():
-        module = _build(kind, component)
-    source = _source(component, allow_pickle)
+    kind = _kind(component)
+    module, source = _build(kind, component), _source(component, allow_pickle)
     keep = kind.keep_in_fp32 if not kind.half_only or dtype == torch.float16 else ()
     load_into(
         module,
         source,
-        what=f"{component.name} ({component.path})",
-        names={**_prefix_renames(source, module), **component.renames},
+        what=_what(component),
+        names=_names(component, source.entries, module),
         dtype=dtype,
         device=device,
         keep_in_fp32=keep,
         ignore=kind.ignore,
     )
     return module.to(device).eval()  # buffers that are in no file follow here
+
+
+def tensor_problems(component: Component) -> list[str]:
+    """What of a component's tensors is missing, extra or misshapen, by the headers of its files: nothing else is read.
+
+    A component in pickles says what it holds only when these are read, and has no problems until then. The class of an
+    image encoder comes from transformers, whose import takes seconds; its model cannot run without it.
+    """
+    if not component.entries:
+        return []
+    problems = _absurd_counts(component)
+    if not problems:
+        kind = _kind(component)
+        try:
+            module = _build(kind, component)
+        except CheckpointError as error:
+            return list(error.problems)
+        names = _names(component, component.entries, module)
+        _, problems = match(module, component.entries, names, kind.ignore)
+    return [f"{_what(component)}: {problem}" for problem in problems]
+
+
+def check_values(component: Component, *, allow_pickle: bool = False) -> None:
+    """Read a component's tensors once, one at a time, and keep nothing.
+
+    Raises:
+        CheckpointError: what :func:`load` would find wrong with them.
+    """
+    kind, source = _kind(component), _source(component, allow_pickle)
+    module = _build(kind, component)
+    fits, problems = match(module, source.entries, _names(component, source.entries, module), kind.ignore)
+    if problems := problems or scan(source, fits):
+        raise CheckpointError(*(f"{_what(component)}: {problem}" for problem in problems))
+
+
+def _kind(component: Component) -> Kind:
+    kinds, name = _kinds(), component.class_name
+    if name not in kinds:
+        raise CheckpointError(f"{component.path}: {name!r} has no weights to load{did_you_mean(name, kinds)}")
+    return kinds[name]
+
+
+def _what(component: Component) -> str:
+    return f"{component.name} ({component.path})"
+
+
+def _absurd_counts(component: Component) -> list[str]:
+    """Layers are built one by one, so a damaged count could take forever; each has a tensor at least."""
+    counts = {key: component.config.get(key) for key in ("num_layers", "num_hidden_layers", "num_res_blocks")}
+    held = len(component.entries)
+    return [
+        f"its config says {key} = {count}, its files hold {held} tensors"
+        for key, count in counts.items()
+        if isinstance(count, int) and count > held
+    ]
 
 
 def _source(component: Component, allow_pickle: bool) -> TensorSource:
@@ -71,23 +120,28 @@ def _source(component: Component, allow_pickle: bool) -> TensorSource:
 
 
 def _build(kind: Kind, component: Component) -> nn.Module:
+    """The component's module, with parameters that take no memory."""
     try:
-        return kind.build(component.config)
+        with meta_parameters():
+            return kind.build(component.config)
     except (CheckpointError, MissingDependencyError):
         raise
     except Exception as error:  # another library's config classes raise whatever they like
         raise CheckpointError(f"{component.path}: its config is refused by {component.class_name}: {error}") from error
 
 
-def _prefix_renames(source: TensorSource, module: nn.Module) -> dict[str, str]:
-    """CLIP's vision tower is ``vision_model.x`` in some versions of transformers and ``x`` in others."""
-    prefix = "vision_model."
-    wanted, given = (any(n.startswith(prefix) for n in names) for names in (module.state_dict(), source.entries))
-    if given and not wanted:
-        return {name: name.removeprefix(prefix) for name in source.entries}
-    if wanted and not given and "embeddings.class_embedding" in source.entries:
-        return {name: name if name.startswith("visual_projection.") else prefix + name for name in source.entries}
-    return {}
+def _names(component: Component, given: Collection[str], module: nn.Module) -> dict[str, str]:
+    """The module's names of the tensors in the files, where the two differ.
+
+    CLIP's vision tower is ``vision_model.x`` in some versions of transformers and ``x`` in others.
+    """
+    prefix, names = "vision_model.", dict(component.renames)
+    wanted, found = (any(n.startswith(prefix) for n in some) for some in (module.state_dict(), given))
+    if found and not wanted:
+        names = {name: name.removeprefix(prefix) for name in given}
+    elif wanted and not found and "embeddings.class_embedding" in given:
+        names = {name: name if name.startswith("visual_projection.") else prefix + name for name in given}
+    return names
 
 
 def _kinds() -> dict[str, Kind]:

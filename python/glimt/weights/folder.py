@@ -3,7 +3,8 @@
     model_index.json                        which class each component is, and settings of the pipeline
     transformer/  vae/  text_encoder/ ...   config.json and safetensors files of each
 
-Importing this module imports no torch; :meth:`CheckpointFolder.load_component` does.
+Tensors are matched by the headers of their files with the modules they are for; importing this module imports no torch,
+reading a folder does.
 """
 
 from __future__ import annotations
@@ -11,20 +12,24 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from glimt.errors import CheckpointError
 from glimt.models.wan.config import WanTransformerConfig, WanVaeConfig
-from glimt.models.zoo import PIPELINES, ModelCard, make_card
+from glimt.models.zoo import PIPELINES, TEXT_TOKENS, ModelCard, make_card
 from glimt.suggest import did_you_mean
 from glimt.weights import digest
 from glimt.weights.header import TensorEntry, read_headers, read_json, shorten, weight_files
+from glimt.weights.origin import Origin
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+    from glimt.models.text import PromptTokenizer
 
 
 def _check_scheduler(config: Mapping[str, Any]) -> object:
@@ -118,11 +123,12 @@ class Component:
 
 @dataclass(frozen=True, eq=False)
 class CheckpointFolder:
-    """A checkpoint that was found whole: every component's config read and weight files' headers checked.
+    """A checkpoint that was found whole: every component's config read, and its files' headers matched with its class.
 
     Attributes:
         name: as it was asked for: the bundled model's name, a Hub id, or the folder's own name.
         root: the folder (or the single file) it was opened from.
+        origin: how to ask for it again.
         pipeline: class name of the Diffusers pipeline.
         settings: the pipeline's own settings, such as ``boundary_ratio`` and ``expand_timesteps``.
         components: by role; absent ones are not there.
@@ -130,6 +136,7 @@ class CheckpointFolder:
 
     name: str
     root: Path
+    origin: Origin
     pipeline: str
     settings: Mapping[str, Any]
     components: Mapping[str, Component]
@@ -139,6 +146,13 @@ class CheckpointFolder:
         """``scheduler_config.json`` as it stands; empty when the checkpoint has no scheduler."""
         scheduler = self.components.get("scheduler")
         return scheduler.config if scheduler else {}
+
+    @cached_property
+    def tokenizer(self) -> PromptTokenizer:
+        """Opened when it is first asked for, and kept. Raises CheckpointError if it is missing or no tokenizer."""
+        from glimt.models.text import PromptTokenizer
+
+        return PromptTokenizer(self.component("tokenizer").path, TEXT_TOKENS)
 
     def component(self, name: str) -> Component:
         """A component by name. Raises CheckpointError with near names when it is not there."""
@@ -201,7 +215,8 @@ def read_folder(root: Path, *, name: str = "", allow_pickle: bool = False) -> Ch
 
     Raises:
         CheckpointError: one, with everything that is wrong: no or a broken ``model_index.json``, unknown classes,
-            missing or broken configs, missing, truncated or corrupted weight files, pickles without ``allow_pickle``.
+            missing or broken configs, missing, truncated or corrupted weight files, pickles without ``allow_pickle``,
+            missing, extra or mis-shaped tensors.
     """
     index_file = root / "model_index.json"
     if not index_file.is_file():
@@ -229,6 +244,7 @@ def read_folder(root: Path, *, name: str = "", allow_pickle: bool = False) -> Ch
     return CheckpointFolder(
         name or root.resolve().name,
         root,
+        Origin(str(root)),
         index["_class_name"],
         MappingProxyType(settings),
         MappingProxyType(components),
@@ -296,7 +312,7 @@ def _read_component(root: Path, name: str, value: list[Any], allow_pickle: bool)
 
 
 def read_component(path: Path, name: str, class_name: str, *, allow_pickle: bool = False) -> Component:
-    """One component's folder. Raises CheckpointError with all that is wrong with its config and files."""
+    """One component's folder. Raises CheckpointError with all that is wrong with its config, files and tensors."""
     role = ROLES[name]
     problems: list[str] = []
     config: Mapping[str, Any] = {}
@@ -315,7 +331,17 @@ def read_component(path: Path, name: str, class_name: str, *, allow_pickle: bool
         problems.append(f"{path}: the folder is empty")
     if problems:
         raise CheckpointError(*problems)
-    return Component(name, class_name, path, MappingProxyType(dict(config)), files, MappingProxyType(dict(entries)))
+    found = Component(name, class_name, path, MappingProxyType(dict(config)), files, MappingProxyType(dict(entries)))
+    if problems := misfits(found):
+        raise CheckpointError(*problems)
+    return found
+
+
+def misfits(*components: Component) -> list[str]:
+    """Every tensor that is missing, extra or misshapen in any of ``components``."""
+    from glimt.weights.components import tensor_problems
+
+    return [problem for component in components for problem in tensor_problems(component)]
 
 
 def _read_config(file: Path, class_name: str, role: Role) -> dict[str, Any]:

@@ -1,12 +1,16 @@
 """From what a user calls a model to a checkpoint on this disk: the bundled one, a folder, a file, or a Hub id.
 
-The network is touched in :func:`_download` alone, and not at all when offline. Standard library only until then.
+The network is touched in :func:`_download` alone, and not at all when offline. Finding a model takes the standard
+library alone; opening it, the networks' classes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+from collections.abc import Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,8 +18,8 @@ from typing import Any
 from glimt.errors import CheckpointError, MissingDependencyError
 from glimt.models.zoo import BUNDLED, KNOWN
 from glimt.suggest import did_you_mean, nearest
-from glimt.weights.folder import ROLES, CheckpointFolder, read_folder
-from glimt.weights.official import is_official_folder, read_official
+from glimt.weights.folder import ROLES, CheckpointFolder, Component, read_folder
+from glimt.weights.official import is_official_folder, transformers, with_base
 
 _HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 _FILE_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
@@ -29,7 +33,7 @@ def open_model(
     offline: bool | None = None,
     allow_pickle: bool = False,
 ) -> CheckpointFolder:
-    """Find a model and read what is in it, without its tensors.
+    """Find a model and match what its files say they hold with its networks. Reads no tensor.
 
     Args:
         model: see :func:`resolve`.
@@ -37,18 +41,49 @@ def open_model(
             (a single file, or a folder of official Wan files).
 
     Raises:
-        CheckpointError: not found, or anything that is wrong with it, all at once.
+        CheckpointError: not found, or anything that is wrong with it, all components at once: what their files lack,
+            have too much, or have in other shapes. (Pickles do not say before they are loaded.)
     """
     path = resolve(model, offline=offline, allow_pickle=allow_pickle)
-    name = BUNDLED if os.fspath(model) == BUNDLED else os.fspath(model) if _hub_match(model) else ""
+    asked, match = os.fspath(model), _hub_match(model)
+    name = match["id"] if match else BUNDLED if asked == BUNDLED else ""
+    folder = _open_found(path, name, base, offline, allow_pickle)
+    # The Hub's cache has a folder for each commit.
+    origin = replace(folder.origin, source=asked, revision=path.name if match else "")
+    return replace(folder, origin=origin)
+
+
+def _open_found(
+    path: Path, name: str, base: str | os.PathLike[str] | None, offline: bool | None, allow_pickle: bool
+) -> CheckpointFolder:
+    """What is at ``path``: a whole checkpoint, or transformers alone."""
     if path.is_dir() and not is_official_folder(path):
         if base is not None:
             raise CheckpointError(
                 f"{path}: is a whole checkpoint, so base={os.fspath(base)!r} has no use; leave it out"
             )
-        return read_folder(path, name=name.partition("@")[0], allow_pickle=allow_pickle)
-    whole = open_model(base, offline=offline, allow_pickle=allow_pickle) if base is not None else None
-    return read_official(path, whole, allow_pickle=allow_pickle)
+        return read_folder(path, name=name, allow_pickle=allow_pickle)
+    return _open_parts(path, base, offline, allow_pickle)
+
+
+def _open_parts(
+    path: Path, base: str | os.PathLike[str] | None, offline: bool | None, allow_pickle: bool
+) -> CheckpointFolder:
+    """Transformers alone and the rest from a base; what is wrong with either is told together."""
+    found: list[Component] = []
+    whole: CheckpointFolder | None = None
+    problems: list[str] = []
+    try:
+        found = transformers(path, allow_pickle=allow_pickle)
+    except CheckpointError as error:
+        problems += error.problems
+    try:
+        whole = open_model(base, offline=offline, allow_pickle=allow_pickle) if base is not None else None
+    except CheckpointError as error:
+        problems += error.problems
+    if problems:
+        raise CheckpointError(*problems)
+    return with_base(path, found, whole)
 
 
 def resolve(model: str | os.PathLike[str], *, offline: bool | None = None, allow_pickle: bool = False) -> Path:
@@ -92,6 +127,22 @@ def whereabouts(model: str) -> str:
         return "disk" if _exists(Path(model).expanduser()) else "nowhere"
     folder = _hub_cache() / f"models--{match['id'].replace('/', '--')}" / "snapshots"
     return "downloaded" if folder.is_dir() else "hub"
+
+
+@contextlib.contextmanager
+def quiet_downloads(*models: str | Path | None) -> Iterator[None]:
+    """While this lasts, the Hub shows no progress of what it downloads, if any of ``models`` may come from there."""
+    if not any(isinstance(model, str) and whereabouts(model) in ("downloaded", "hub") for model in models):
+        yield
+        return
+    bars = _huggingface_hub().utils
+    were_shown = not bars.are_progress_bars_disabled()
+    bars.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if were_shown:
+            bars.enable_progress_bars()
 
 
 def _hub_cache() -> Path:

@@ -18,8 +18,9 @@ from typing import Any
 from glimt.errors import CheckpointError
 from glimt.models.wan.config import WanTransformerConfig
 from glimt.models.wan.keymap import from_official, vae_from_official
-from glimt.weights.folder import CheckpointFolder, Component
+from glimt.weights.folder import CheckpointFolder, Component, misfits
 from glimt.weights.header import TensorEntry, other_format, read_headers, read_json, shorten, weight_files
+from glimt.weights.origin import Origin
 
 HEAD_DIM = 128  # of every published Wan transformer
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "")
@@ -68,12 +69,12 @@ def is_official_folder(path: Path) -> bool:
     return experts or any(path.glob("diffusion_pytorch_model*.safetensors"))
 
 
-def read_official(path: Path, base: CheckpointFolder | None = None, *, allow_pickle: bool = False) -> CheckpointFolder:
-    """A transformer from a single file, a shard of a series, or an official folder, with all else from ``base``.
+def transformers(path: Path, *, allow_pickle: bool = False) -> list[Component]:
+    """The transformer in a single file, a shard of a series, or an official folder; of an A14B both.
 
     Raises:
-        CheckpointError: unreadable files, names that are no Wan transformer's, a base that does not fit, or no base
-            (with the name of one that would fit).
+        CheckpointError: one, with all unreadable files, names that are no Wan transformer's, missing, extra and
+            mis-shaped tensors.
     """
     experts = [(name, path / folder) for name, folder in _EXPERTS if (path / folder).is_dir()] or [
         ("transformer", path)
@@ -85,13 +86,26 @@ def read_official(path: Path, base: CheckpointFolder | None = None, *, allow_pic
             components.append(transformer_component(place, name, allow_pickle=allow_pickle))
         except CheckpointError as error:  # noqa: PERF203 - at most two
             problems += error.problems
-    if problems:
+    if problems := [*problems, *misfits(*components)]:
         raise CheckpointError(*problems)
+    return components
+
+
+def with_base(path: Path, components: list[Component], base: CheckpointFolder | None) -> CheckpointFolder:
+    """The checkpoint of ``components``, which :func:`transformers` found at ``path``, with all else from ``base``.
+
+    Raises:
+        CheckpointError: a base that does not fit, no base (with the name of one that would fit), or an official VAE
+            beside the transformer with something wrong.
+    """
     if base is None:
         raise CheckpointError(f"{path}: holds only {_describe(components)}; {_base_advice(components[0])}")
-    _check_base(path, components, base)
-    components += _official_vae(path, base)
-    return CheckpointFolder(path.name, path, base.pipeline, base.settings, base.components).with_components(components)
+    vae = _official_vae(path, base)
+    if problems := [*_base_problems(path, components, base), *misfits(*vae)]:
+        raise CheckpointError(*problems)
+    origin = Origin(str(path), base=base.origin)
+    merged = CheckpointFolder(path.name, path, origin, base.pipeline, base.settings, base.components)
+    return merged.with_components([*components, *vae])
 
 
 def _official_vae(path: Path, base: CheckpointFolder) -> list[Component]:
@@ -282,7 +296,7 @@ def _base_advice(component: Component) -> str:
     return f"text encoder, VAE, tokenizer and scheduler must come from a Diffusers folder or Hub id{example}"
 
 
-def _check_base(path: Path, components: list[Component], base: CheckpointFolder) -> None:
+def _base_problems(path: Path, components: list[Component], base: CheckpointFolder) -> list[str]:
     problems = []
     for component in components:
         z_dim = base.component("vae").config.get("z_dim", 16)
@@ -297,5 +311,4 @@ def _check_base(path: Path, components: list[Component], base: CheckpointFolder)
                 f"{path}: the {component.name} takes text of width {component.config['text_dim']},"
                 f" the text encoder of {base.root} gives {text}"
             )
-    if problems:
-        raise CheckpointError(*problems)
+    return problems

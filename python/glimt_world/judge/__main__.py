@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from glimt_world.judge.sweep import Frames, ModelSweep, Tally, ground_truth, of_model, sheet
-from glimt_world.judge.verdict import accuracy, table
+from glimt_world.judge.verdict import table
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -68,7 +68,7 @@ def main() -> int:
         print(json.dumps({**about, **tally.summary()}))
         return 0
     print(", ".join(f"{name} {value}" for name, value in about.items()))
-    print(table(accuracy(tally.results)))
+    print(table(tally.rates()))
     for mistake, count in tally.mistakes.most_common(20):
         print(f"  {count:>4} x {mistake}")
     if tally.judging_s:

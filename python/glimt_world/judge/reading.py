@@ -81,7 +81,8 @@ def _opencv() -> Any:
     try:
         import cv2
     except ImportError as error:
-        raise ImportError("the judge needs OpenCV: pip install 'glimt[judge]' (opencv-python-headless)") from error
+        command = "pip install -e '.[judge]' in the folder of glimt"
+        raise ImportError(f"the judge needs OpenCV; make test installs it, and so does {command}") from error
     cv2.setNumThreads(1)
     return cv2
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from glimt_world.judge.damage import damaged, psnr
 from glimt_world.judge.reading import read_clip
-from glimt_world.judge.verdict import Check, Stated, accuracy, compare, verdict
+from glimt_world.judge.verdict import Check, Rate, Stated, accuracy, compare, verdict
 
 Frames = npt.NDArray[np.uint8]
 EVERY = 20  # clips between two lines of progress
@@ -25,21 +25,27 @@ SHEET_ROWS = 24
 
 @dataclass
 class Tally:
-    """What a sweep found so far. ``shown``: (caption, verdict line, frames) of its first clips, for a sheet."""
+    """What a sweep found so far, clip by clip. ``captions``: what each was made from. ``shown``: (caption, verdict
+    line, frames) of the first clips, for a sheet."""
 
     results: list[dict[str, bool | None]] = field(default_factory=list)
+    captions: list[str] = field(default_factory=list)
     mistakes: Counter[str] = field(default_factory=Counter)
     shown: list[tuple[str, str, Frames]] = field(default_factory=list)
     started: float = field(default_factory=time.perf_counter)
     judging_s: float = 0.0
 
-    def add(self, checks: list[Check]) -> None:
+    def add(self, checks: list[Check], caption: str) -> None:
         self.results.append(verdict(checks))
+        self.captions.append(caption)
         for check in checks:
             if check.right is False:
                 self.mistakes[f"{check.attribute.split(' ')[0]}: {check.stated} read as {check.found}"] += 1
         if len(self.results) % EVERY == 0:
             self._tell()
+
+    def rates(self) -> dict[str, Rate]:
+        return accuracy(self.results, self.captions)
 
     def show(self, text: str, checks: list[Check], frames: Frames) -> None:
         if len(self.shown) < SHEET_ROWS:
@@ -53,14 +59,14 @@ class Tally:
         return checks
 
     def _tell(self) -> None:
-        rates = accuracy(self.results)
+        rates = self.rates()
         words = " ".join(f"{name} {100 * r.value:.1f}" for name, r in rates.items() if r.total)
         seconds = time.perf_counter() - self.started
         print(f"{len(self.results)} clips, {seconds:.0f} s: {words}", file=sys.stderr, flush=True)
 
     def summary(self) -> dict[str, Any]:
         """Everything as values that JSON can hold."""
-        rates = accuracy(self.results)
+        rates = self.rates()
         attributes = {
             name: {"right": r.right, "total": r.total, "rate": r.value if r.total else None, "interval": r.interval}
             for name, r in rates.items()
@@ -84,7 +90,7 @@ def ground_truth(count: int, *, seed: int = 0, damage: bool = False) -> tuple[Ta
         checks = tally.judge(frames, scene)
         words = " and ".join(f"{t.colour} {t.shape} {t.motion}" for t in scene.things)
         tally.show(f"{words}; floor {scene.floor}, sky {scene.sky}, camera {scene.camera}", checks, frames)
-        tally.add(checks)
+        tally.add(checks, f"scene {index}")
     return tally, float(np.mean(quality)) if quality else None
 
 
@@ -124,7 +130,7 @@ def of_model(sweep: ModelSweep, generate: Callable[[str, int], Frames], log: Pat
                 line = {**key, "text": caption.text, "seed": seed, "checks": [asdict(c) for c in checks]}
                 with log.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(line) + "\n")
-        tally.add(checks)
+        tally.add(checks, caption.text)
     return tally
 
 

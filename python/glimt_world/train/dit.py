@@ -150,6 +150,7 @@ class DitTrainer:
         self.folder, self.store = folder, store
         self.device = device = next(store.vae.parameters()).device.type
         self.batch, self.fresh, self.peak = batch, fresh, peak
+        self.learned = 0.0  # how far along its diets the weights are that training begins from
         self.tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
         torch.manual_seed(1)
         self.model = Trainee(store.form.transformer, encoder).to(device)
@@ -186,11 +187,12 @@ class DitTrainer:
         # One table under two names; safetensors keeps one of them.
         weights.setdefault("encoder.embed_tokens.weight", weights["shared.weight"])
         self.model.text_encoder.load_state_dict(weights)
+        self.learned = 0.5
         self.average = Average(self.model, self.average.decay)
 
     def step(self, step: int, progress: float) -> dict[str, float]:
         rng = np.random.default_rng(step)
-        diet = diet_at(progress, rng.random())
+        diet = diet_at(self.learned + (1 - self.learned) * progress, rng.random())
         self.store.add(self.fresh)
         loss = self._loss(rng, diet)
         self._update(loss, progress)

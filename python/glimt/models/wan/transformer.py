@@ -120,7 +120,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tenso
 
 def fuses(x: Tensor) -> bool:
     """Whether norms run in one pass with what surrounds them: inference in float32, where that rounds the same."""
-    if torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type):
+    if torch.is_grad_enabled() or (not x.is_meta and torch.is_autocast_enabled(x.device.type)):
         return False
     return bool(kernels_used(Case(x.device.type, x.dtype)))
 

@@ -1,0 +1,43 @@
+"""qk_norm_rope: RMS norm of queries and keys over the full width, and rotary positions, as Wan has them."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.kernels.workload import Workload
+from benchmarks.shapes import Shape
+
+EPS = 1e-6
+
+
+def eager(
+    q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """As Diffusers' Wan attention: RMS norm in the working dtype's own way, then the rotation in float32."""
+    return _one(q, q_weight, cos, sin, eps), _one(k, k_weight, cos, sin, eps)
+
+
+def _one(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
+    normed = F.rms_norm(x.flatten(2), (weight.shape[0],), weight, eps).view(x.shape)
+    a, b = normed.to(cos.dtype).unflatten(-1, (-1, 2)).unbind(-1)
+    c, s = cos[:, None], sin[:, None]
+    return torch.stack((a * c - b * s, a * s + b * c), -1).flatten(-2).type_as(x)
+
+
+def workload(name: str, shape: Shape, dtype: torch.dtype, device: torch.device) -> Workload:
+    q, k = (torch.randn(1, shape.tokens, shape.heads, shape.head_dim, device=device).to(dtype) for _ in range(2))
+    q_weight, k_weight = (1 + 0.1 * torch.randn(shape.width, device=device).to(dtype) for _ in range(2))
+    angle = torch.randn(shape.tokens, shape.head_dim // 2, device=device)
+    cos, sin = angle.cos(), angle.sin()
+    wide = [t.double() for t in (q, k, q_weight, k_weight, cos, sin)]
+    return Workload(
+        op="qk_norm_rope",
+        shape=name,
+        args=(q, k, q_weight, k_weight, cos, sin, EPS),
+        eager=eager,
+        flops=20 * q.numel(),
+        num_bytes=4 * q.nbytes,
+        exact=lambda: list(eager(*wide, EPS)),
+    )

@@ -1,0 +1,104 @@
+"""Timing that can be believed: interleaved providers, caches emptied inside the loop, medians with their spread.
+
+On a GPU: CUDA events around each single call, a buffer larger than the L2 cache overwritten before it, and the
+machine's own matrix and copy rates measured in the same run. On a CPU: wall time, and caches as the last call left
+them, so that ratios are worth something and absolute numbers little.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from benchmarks.harness import order
+
+Call = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds of single calls, and the most bytes that one call had allocated (0 on a CPU: not known)."""
+
+    values_ms: tuple[float, ...]
+    peak_bytes: int = 0
+
+    @property
+    def median_ms(self) -> float:
+        return statistics.median(self.values_ms)
+
+    def percentile_ms(self, percent: int) -> float:
+        """Nearest rank."""
+        ranked = sorted(self.values_ms)
+        return ranked[min(len(ranked) - 1, max(0, round(percent / 100 * (len(ranked) - 1))))]
+
+
+class Clock:
+    """Times single calls on one device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._flush: Tensor | None = None
+        if device.type == "cuda":
+            size = 2 * torch.cuda.get_device_properties(device).L2_cache_size
+            self._flush = torch.empty(max(size, 64 << 20), dtype=torch.uint8, device=device)
+
+    def ms(self, call: Call) -> float:
+        """One call, after emptying the cache."""
+        if self._flush is None:
+            began = time.perf_counter()
+            call()
+            return 1000 * (time.perf_counter() - began)
+        self._flush.zero_()
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        call()
+        end.record()
+        torch.cuda.synchronize(self.device)
+        return begin.elapsed_time(end)
+
+    def peak_bytes(self, call: Call) -> int:
+        """What a call allocates beyond what is there, at most; 0 on a CPU."""
+        if self._flush is None:
+            return 0
+        torch.cuda.reset_peak_memory_stats(self.device)
+        before = torch.cuda.memory_allocated(self.device)
+        call()
+        torch.cuda.synchronize(self.device)
+        return torch.cuda.max_memory_allocated(self.device) - before
+
+    def compare(self, calls: Mapping[str, Call], repeats: int) -> dict[str, Timing]:
+        """``repeats`` calls of each, round after round in rotating order; two calls of each warm up."""
+        peaks = {}
+        for name, call in calls.items():
+            call()
+            peaks[name] = self.peak_bytes(call)
+        values: dict[str, list[float]] = {name: [] for name in calls}
+        for index in range(repeats):
+            for name in order(list(calls), index):
+                values[name].append(self.ms(calls[name]))
+        return {name: Timing(tuple(values[name]), peaks[name]) for name in calls}
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What this device really does: TFLOP/s of a large matrix product, GB/s of a copy (read and write counted)."""
+
+    gemm_tflops: float
+    copy_gbps: float
+
+
+def rates(clock: Clock, dtype: torch.dtype) -> Rates:
+    """Measured: an 8192^3 product and a copy of 1 GiB on a GPU, smaller ones on a CPU."""
+    big = clock.device.type == "cuda"
+    n, size = (8192, 1 << 30) if big else (1024, 64 << 20)
+    a, b = (torch.randn(n, n, dtype=torch.float32, device=clock.device).to(dtype) for _ in range(2))
+    source = torch.empty(size, dtype=torch.uint8, device=clock.device).zero_()
+    target = torch.empty_like(source)
+    found = clock.compare({"gemm": lambda: a @ b, "copy": lambda: target.copy_(source)}, 10)
+    gemm, copy = (statistics.median(found[name].values_ms) for name in ("gemm", "copy"))
+    return Rates(2 * n**3 / gemm / 1e9, 2 * size / copy / 1e6)

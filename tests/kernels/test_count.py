@@ -1,0 +1,50 @@
+"""Counting launches and bytes on meta tensors: what it counts is what a GPU would be asked for."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from glimt_kernels import ada_norm
+from glimt_kernels.count import Count
+
+
+def test_every_operator_that_computes_is_one_launch_and_views_are_none() -> None:
+    with Count() as count:
+        x = torch.empty(4, 6, device="meta")
+        y = x.t().reshape(6, 4)[:, :2].unsqueeze(0)
+        (y + 1).relu()
+    assert [call.name for call in count.calls] == ["add", "relu"]
+    assert count.calls[0].num_bytes == 2 * 12 * 4
+
+
+def test_bytes_are_of_elements_in_memory() -> None:
+    with Count() as count:
+        torch.empty(8, 16, device="meta") * torch.empty(16, device="meta").expand(8, 16)
+    assert count.traffic_bytes() == (2 * 8 * 16 + 16) * 4
+
+
+def test_products_attention_and_the_rest_are_told_apart() -> None:
+    q = torch.empty(1, 2, 10, 8, device="meta")
+    with torch.no_grad(), Count() as count:
+        out = F.scaled_dot_product_attention(q, q, q)
+        F.gelu(F.linear(out, torch.empty(4, 8, device="meta")))
+    assert out.shape == q.shape
+    assert {call.kind: call.name for call in count.calls}["attention"] == "scaled_dot_product_attention"
+    assert sorted({call.kind for call in count.calls}) == ["attention", "matrix", "other"]
+    assert count.traffic_bytes("attention") == 4 * q.numel() * 4
+
+
+def test_an_op_of_ours_is_one_launch() -> None:
+    x, row = torch.empty(1, 5, 8, device="meta"), torch.empty(1, 1, 8, device="meta")
+    with torch.no_grad(), Count() as count:
+        ada_norm(x, row, row, 1e-6)
+    assert [(call.name, call.num_bytes) for call in count.calls] == [("glimt::ada_norm", (2 * 40 + 2 * 8) * 4)]
+
+
+def test_the_table_is_sorted_by_bytes() -> None:
+    with Count() as count:
+        small, large = torch.empty(2, device="meta"), torch.empty(100, device="meta")
+        small.add(1)
+        large.mul(2)
+    assert [row[0] for row in count.by_name()] == ["mul", "add"]
