@@ -291,7 +291,7 @@ fake_engine.Engine.preload = swallowing
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_interruption_stops_within_a_step_and_leaves_none_of_the_runs_files(tmp_path, number, code):
+def test_interruption_stops_within_a_step_and_keeps_only_finished_videos(tmp_path, number, code):
     (tmp_path / "a-0.mp4").write_bytes(b"old")
     (tmp_path / "p").mkdir()
     (tmp_path / "p" / "other.png").write_bytes(b"another's")
@@ -306,7 +306,7 @@ def test_interruption_stops_within_a_step_and_leaves_none_of_the_runs_files(tmp_
     assert process.returncode == code
     assert time.perf_counter() - start < 1.5
     assert names(tmp_path) == ["a-0.mp4", "p"]
-    assert (tmp_path / "a-0.mp4").read_bytes() == b"old"
+    assert read_record(tmp_path / "a-0.mp4")["request"]["prompt"] == "a ball"
     assert names(tmp_path / "p") == ["other.png"]
     assert "Traceback" not in err
     assert json.loads(out)["error"]["kind"] == "Interrupted"

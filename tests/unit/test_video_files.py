@@ -26,16 +26,22 @@ def test_all_appear_at_the_end_of_the_block_and_not_before(tmp_path: Path) -> No
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "new", "b": "new"}
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError, OutputError])
-def test_leaving_by_an_exception_keeps_what_was_there_and_nothing_else(
-    tmp_path: Path, error: type[BaseException]
-) -> None:
+@pytest.mark.parametrize("error", [ValueError, OutputError])
+def test_leaving_by_an_error_keeps_what_was_there_and_nothing_else(tmp_path: Path, error: type[BaseException]) -> None:
     (tmp_path / "a").write_text("old")
     with pytest.raises(error), files.Together() as together:
         write(together, tmp_path / "a")
         write(together, tmp_path / "b")
         raise error("no")
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "old"}
+
+
+def test_an_interruption_leaves_what_is_finished(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("old")
+    with pytest.raises(KeyboardInterrupt), files.Together() as together:
+        write(together, tmp_path / "a")
+        raise KeyboardInterrupt
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "new"}
 
 
 def test_one_that_cannot_appear_takes_the_others_with_it(tmp_path: Path) -> None:

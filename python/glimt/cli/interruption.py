@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: both unwind through the ``with`` blocks that remove the run's files.
+"""Ctrl-C and SIGTERM: both unwind through the ``with`` blocks that remove unfinished files.
 
 The exception alone is not enough: one raised while some library is in a callback that cannot pass it on is lost. So the
 wish to stop is remembered as well, and looked at after every event of a run.
@@ -19,7 +19,7 @@ class Interrupted(KeyboardInterrupt):
     """The user, or who runs the process, wants it to end. ``code`` is the exit code that says so."""
 
     def __init__(self, code: int = INTERRUPTED) -> None:
-        super().__init__(f"{_WORDS[code]}; no file of this run is left")
+        super().__init__(f"{_WORDS[code]}; unfinished files were removed")
         self.code = code
 
 

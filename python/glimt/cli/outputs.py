@@ -131,7 +131,7 @@ class VideoFiles:
     """The files of a run while they are made: ``add`` takes chunks of any variant in the order in which they come.
 
     ``record`` is the settings record of the run; each mp4's has the request of its variant alone. All files appear
-    together at the end of the block, or none of them: one that cannot be written, or an interruption, costs them all.
+    together at the end of the block. One that cannot be written costs them all; an interruption only unfinished ones.
     """
 
     def __init__(self, outputs: Outputs, resolved: ResolvedRequest, record: Mapping[str, Any]) -> None:

@@ -30,7 +30,7 @@ _NEEDED = {
 _NEGATIVE = re.compile(r"-\.?\d")  # how a value begins that is no option, though it has a minus sign
 _EPILOG = """\
 exit codes: 0 done; 1 the frames differ (reproduce), or a fault in glimt; 2 the request cannot be met;
-            130 interrupted (no file of the run is left)"""
+            130 interrupted (unfinished files are removed)"""
 
 
 class UsageError(Exception):

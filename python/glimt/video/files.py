@@ -119,7 +119,9 @@ def _move(temporary: Path, place: Path, target: Path) -> None:
 
 
 class Together:
-    """Files that appear at the end of a block, or none of them where it is left by an exception.
+    """Files that appear at the end of a block, or none of them where it is left by an error.
+
+    An interruption (KeyboardInterrupt) is no error: what is finished then was paid for, and appears.
 
     A writer is given ``together.publish`` in the place of :func:`publish`: until the end its finished file waits beside
     its target under a hidden name, and what was there before stays as it is.
@@ -146,7 +148,8 @@ class Together:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         try:
-            for waiting, target in self._waiting if kind is None else ():
+            keep = kind is None or issubclass(kind, KeyboardInterrupt)
+            for waiting, target in self._waiting if keep else ():
                 _move(waiting, target, target)
         except BaseException:
             for waiting, target in self._waiting:
