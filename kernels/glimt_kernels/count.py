@@ -23,7 +23,6 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
 KINDS = ("matrix", "attention", "other")
 _MATRIX = {"mm", "addmm", "bmm", "baddbmm", "linear", "_addmm_activation", "convolution", "_scaled_mm", "_int_mm"}
@@ -124,8 +123,3 @@ def _bytes(leaves: Iterable[Any]) -> int:
             sizes = [size for size, stride in zip(leaf.shape, leaf.stride(), strict=True) if stride or size == 0]
             total += torch.Size(sizes).numel() * leaf.element_size()
     return total
-
-
-def count_flops() -> FlopCounterMode:
-    """PyTorch's own counter of multiply-add FLOPs of products, convolutions and attention."""
-    return FlopCounterMode(display=False)

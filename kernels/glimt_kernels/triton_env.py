@@ -46,9 +46,11 @@ __all__ = [
     "INTERPRETED",
     "Build",
     "jit",
+    "last_together",
     "on_device_of",
     "power_of_2",
     "reluctance",
+    "steps",
     "tl",
     "triton_reasons",
 ]
@@ -57,6 +59,16 @@ __all__ = [
 def jit(function: Any) -> Any:
     """``triton.jit``, or the function as it is where Triton is absent: nothing then calls it."""
     return function if ABSENT else triton.jit(function)
+
+
+def last_together(x: Tensor) -> Tensor:
+    """``x`` itself if its last axis lies together in memory, else a copy."""
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+
+
+def steps(x: Tensor) -> tuple[int, int]:
+    """Elements from sample to sample and from token to token of [B, N, ...], 0 along an axis that is shared."""
+    return x.stride(0) if x.shape[0] > 1 else 0, x.stride(1) if x.shape[1] > 1 else 0
 
 
 def power_of_2(n: int) -> int:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from glimt_kernels.eight_bit.triton import FORMAT_ARCHS, POINTERS, levels, magnitude, scale_of
-from glimt_kernels.triton_env import ARCHS, Build, jit, on_device_of, power_of_2, tl
+from glimt_kernels.triton_env import ARCHS, Build, jit, last_together, on_device_of, power_of_2, steps, tl
 
 
 @jit
@@ -84,15 +84,6 @@ def warps(width: int, branch: bool, eight: bool) -> int:
     return min(16, max(1, power_of_2(width) // (256 if branch and eight else 512)))
 
 
-def _rows(x: Tensor) -> Tensor:
-    return x if x.stride(2) == 1 or x.shape[2] == 1 else x.contiguous()
-
-
-def _steps(x: Tensor) -> tuple[int, int]:
-    """Elements from sample to sample and from token to token, 0 along an axis that is shared."""
-    return x.stride(0) if x.shape[0] > 1 else 0, x.stride(1) if x.shape[1] > 1 else 0
-
-
 def _launch(
     x: Tensor,
     residual: Tensor | None,
@@ -103,9 +94,9 @@ def _launch(
     eight: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(normalized, scales of its rows, stream); what there is none of is another of the three."""
-    x, scale, shift = _rows(x), _rows(scale), _rows(shift)
-    other = x if residual is None else _rows(residual)
-    gates = scale if gate is None else _rows(gate)
+    x, scale, shift = last_together(x), last_together(scale), last_together(shift)
+    other = x if residual is None else last_together(residual)
+    gates = scale if gate is None else last_together(gate)
     samples, tokens, width = x.shape
     out = torch.empty(x.shape, dtype=other.dtype if eight is None else eight, device=x.device)
     row_scales = out if eight is None else torch.empty((samples, tokens), dtype=torch.float32, device=x.device)
@@ -122,11 +113,11 @@ def _launch(
                 stream,
                 row_scales,
                 tokens,
-                *_steps(x),
-                *_steps(other),
-                *_steps(gates),
-                *_steps(scale),
-                *_steps(shift),
+                *steps(x),
+                *steps(other),
+                *steps(gates),
+                *steps(scale),
+                *steps(shift),
                 eps,
                 WIDTH=width,
                 BLOCK=power_of_2(width),

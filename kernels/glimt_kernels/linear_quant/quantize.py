@@ -10,14 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from glimt_kernels.eight_bit.reference import LIMITS, SMALLEST
+
 # Kind -> (dtype of the data, its largest value).
-KINDS: Mapping[str, tuple[torch.dtype, float]] = {"int8": (torch.int8, 127.0), "fp8": (torch.float8_e4m3fn, 448.0)}
+KINDS: Mapping[str, tuple[torch.dtype, float]] = {
+    name: (dtype, LIMITS[dtype]) for name, dtype in (("int8", torch.int8), ("fp8", torch.float8_e4m3fn))
+}
 GRANULARITIES = ("channel", "block")
 # Side of a weight's block and length of an activation's group that share one scale.
 BLOCK = 128
-# Rows whose largest magnitude is below this are quantized as if it were this: no scale is 0, none has a reciprocal
-# that float32 cannot hold.
-SMALLEST = 2.0**-100
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from glimt_kernels.linear_quant.quantize import BLOCK, KINDS, SMALLEST
+from glimt_kernels.eight_bit.reference import SMALLEST
+from glimt_kernels.linear_quant.quantize import BLOCK, KINDS
 from glimt_kernels.triton_env import ARCHS, INTERPRETED, Build, power_of_2
 
 # Gates: none, one for each sample, one for each token.

@@ -19,7 +19,7 @@ from torch import Tensor
 from glimt_kernels.linear_quant import tiles
 from glimt_kernels.linear_quant.quantize import BLOCK, KINDS
 from glimt_kernels.linear_quant.reference import default_dtype
-from glimt_kernels.triton_env import jit, on_device_of, tl
+from glimt_kernels.triton_env import jit, last_together, on_device_of, steps, tl
 
 
 @jit
@@ -265,22 +265,13 @@ def quantize_rows(x: Tensor, kind: str, groups: bool = False, *, arch: int | Non
     count = (-(-k // BLOCK),) if groups else ()
     scales = torch.empty((*x.shape[:-1], *count), dtype=torch.float32, device=x.device)
     if data.numel():
-        rows = _last_together(x.reshape(-1, k))
+        rows = last_together(x.reshape(-1, k))
         constants, options = tiles.row_launch(tiles.arch_of(x) if arch is None else arch, kind, k, groups)
         with on_device_of(x):
             _quantize[(rows.shape[0],)](
                 rows, data.view(torch.int8), scales, rows.stride(0), *(count or (1,)), **constants, **options
             )
     return data, scales
-
-
-def _last_together(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
-
-
-def _steps(x: Tensor) -> tuple[int, int]:
-    """Elements from sample to sample and from token to token, 0 along an axis that is shared."""
-    return x.stride(0) if x.shape[0] > 1 else 0, x.stride(1) if x.shape[1] > 1 else 0
 
 
 def linear_w8a8(
@@ -344,12 +335,12 @@ def _launch(
         weight_scales.dim() == 2,
         epilogue,
     )
-    x, weight = _last_together(x), _last_together(weight)
+    x, weight = last_together(x), last_together(weight)
     if constants["DECODE"]:
         x, weight = (t.view(torch.int8) if t.dtype == torch.float8_e4m3fn else t for t in (x, weight))
     weight_scales = weight_scales.contiguous()
-    gates = out if gate is None else _last_together(gate)
-    stream = out if residual is None else _last_together(residual)
+    gates = out if gate is None else last_together(gate)
+    stream = out if residual is None else last_together(residual)
     samples, tokens = x.shape[:2]
     grid = (samples * -(-tokens // constants["M_TILE"]) * -(-n // constants["N_TILE"]),)
     with on_device_of(x):
@@ -366,10 +357,10 @@ def _launch(
             tokens,
             n,
             k,
-            *_steps(x),
+            *steps(x),
             weight.stride(0),
-            *(_steps(gates) if gate is not None else (0, 0)),
-            *(_steps(stream) if residual is not None else (0, 0)),
+            *(steps(gates) if gate is not None else (0, 0)),
+            *(steps(stream) if residual is not None else (0, 0)),
             **constants,
             **options,
         )
