@@ -1,8 +1,8 @@
 """Compile Triton kernels ahead of time for every chip, on any machine, and read back what each one costs.
 
-    GLIMT_TRITON=1 python -m glimt_kernels.aot        # the table, compared with the committed one
-    python -m glimt_kernels.aot --write               # replace the committed one, resources.jsonl
-    python -m glimt_kernels.aot --op attention --arch 90
+    GLIMT_TRITON=1 python -m glimt_kernels.aot           # the table, compared with the committed one
+    GLIMT_TRITON=1 python -m glimt_kernels.aot --write   # replace the committed one, resources.jsonl
+    GLIMT_TRITON=1 python -m glimt_kernels.aot --op attention --arch 90
 
 A row per shipped configuration and chip: registers, shared memory, stack and local memory (a spill shows as either),
 SASS instructions, matrix instructions, others per matrix instruction, and 128-bit loads and stores. Spills, too much
