@@ -1,32 +1,48 @@
-"""``python -m glimt_world.round_trip [CHECKPOINT]``: how well the autoencoder gives held-out clips back."""
+"""``python -m glimt_world.round_trip [CHECKPOINT]``: how well the autoencoder gives held-out clips back, and with
+``--judge`` how much of them can still be read: about what a transformer on it can reach."""
 
 from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from glimt.models.wan.vae import WanVae
 from glimt_world.render import render
+from glimt_world.scene import Scene
 from glimt_world.train.data import scenes, to_frames, to_pixels
 from glimt_world.train.export import load_vae
 
 BUNDLED = Path(__file__).parent / "checkpoint"
 
 
+Frames = npt.NDArray[np.uint8]
+
+
 @torch.no_grad()
-def round_trips(vae: WanVae, clips: int, *, size: int = 96) -> list[float]:
-    """PSNR in dB, over 8-bit frames, of encoding and decoding each of ``clips`` held-out clips of 33 frames."""
-    source, found = scenes(99, held_out=True), []
+def trips(vae: WanVae, clips: int, *, size: int = 96) -> Iterator[tuple[Scene, Frames, Frames]]:
+    """Held-out scenes, their clips of 33 frames, and what encoding and decoding makes of these."""
+    source = scenes(99, held_out=True)
     for _ in range(clips):
-        frames = render(next(source), height=size, width=size)
-        again = to_frames(vae.decode(vae.encode(to_pixels(frames)[None])[0]))
-        error = float(np.mean((frames.astype(np.float32) - again) ** 2))
-        found.append(10 * math.log10(255**2 / max(error, 1e-9)))
-    return found
+        scene = next(source)
+        frames = render(scene, height=size, width=size)
+        yield scene, frames, to_frames(vae.decode(vae.encode(to_pixels(frames)[None])[0]))
+
+
+def psnr_db(frames: Frames, again: Frames) -> float:
+    """Over 8-bit frames."""
+    error = float(np.mean((frames.astype(np.float32) - again) ** 2))
+    return 10 * math.log10(255**2 / max(error, 1e-9))
+
+
+def round_trips(vae: WanVae, clips: int, *, size: int = 96) -> list[float]:
+    """PSNR in dB of each of ``clips`` round trips."""
+    return [psnr_db(frames, again) for _, frames, again in trips(vae, clips, size=size)]
 
 
 def report(found: list[float]) -> str:
@@ -37,8 +53,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m glimt_world.round_trip", description=__doc__)
     parser.add_argument("checkpoint", type=Path, nargs="?", default=BUNDLED, help="checkpoint or vae training folder")
     parser.add_argument("--clips", type=int, default=64)
+    parser.add_argument("--judge", action="store_true", help="also read what came back, as the judge reads clips")
     args = parser.parse_args()
-    print(report(round_trips(load_vae(args.checkpoint), args.clips)))
+    vae = load_vae(args.checkpoint)
+    if not args.judge:
+        print(report(round_trips(vae, args.clips)))
+        return
+    from glimt_world.judge.sweep import Tally
+    from glimt_world.judge.verdict import table
+
+    tally, found = Tally(), []
+    for index, (scene, frames, again) in enumerate(trips(vae, args.clips)):
+        found.append(psnr_db(frames, again))
+        tally.add(tally.judge(again, scene), f"scene {index}")
+    print(report(found))
+    print(table(tally.rates()))
 
 
 if __name__ == "__main__":
