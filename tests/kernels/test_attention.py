@@ -288,7 +288,7 @@ def test_the_order_on_each_chip(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_libraries_say_why_they_cannot() -> None:
-    for impl in ("flash_attn", "cudnn", "sage"):
+    for impl in ("flash_attn", "cudnn", "flashinfer", "sage"):
         candidate = next(c for c in dispatch.candidates("attention") if c.impl == impl)
         reasons = "; ".join(kernels.unsupported_reasons(candidate, case(0, torch.float32, head_dim=300, biased=1)))
         for part in ("CUDA", "float32", "bias", "300", "install"):
@@ -296,6 +296,9 @@ def test_libraries_say_why_they_cannot() -> None:
     lossy = next(c for c in dispatch.candidates("attention") if c.impl == "sage")
     assert "lossy" in lossy.reluctance(case(90))[0]
     q, k, v = make(3, 5, 32, torch.float32)
+    other = next(c for c in dispatch.candidates("attention") if c.impl == "flashinfer")
+    assert "64, 128, 256, found 96" in "; ".join(kernels.unsupported_reasons(other, case(90, head_dim=96)))
+    assert "not preferred" in other.reluctance(case(90))[0]
     with pytest.raises(kernels.UnsupportedError, match="log-sum-exp"):
         attention(q, k, v, return_lse=True, impl="sdpa")
     with pytest.raises(kernels.UnsupportedError, match="at most 256, found 264"):
