@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,8 +14,9 @@ import torch
 import glimt
 from glimt.models.wan.config import WanTransformerConfig, WanVaeConfig
 from glimt_world.captions import Caption, Stated
+from glimt_world.render import render
 from glimt_world.round_trip import round_trips
-from glimt_world.train import dit, export, forms, vae, words
+from glimt_world.train import data, dit, export, forms, vae, words
 from glimt_world.train.muon import orthogonalize
 from glimt_world.train.run import learning_rate
 
@@ -178,3 +180,21 @@ def test_a_perfect_autoencoder_would_be_seen() -> None:
             return latents
 
     assert min(round_trips(Perfect(), 1, size=32)) > 60  # type: ignore[arg-type]
+
+
+def test_the_loss_knows_where_things_are() -> None:
+    """What changes in the picture with a thing's colour is the thing; nearly all of it lies in the marked cells."""
+    source, inside, whole, marked = data.scenes(8), 0, 0, []
+    for _ in range(12):
+        scene = next(source)
+        pictures = []
+        for colour in ("white", "black"):
+            things = tuple(replace(thing, colour=colour) for thing in scene.things)
+            pictures.append(render(replace(scene, things=things), height=96, width=96).astype(int))
+        thing = np.abs(pictures[0] - pictures[1]).max(3) > 60
+        cells = data.presence(scene, 33, (9, 12, 12)).numpy()
+        frames = cells[[(frame + 3) // 4 for frame in range(33)]].repeat(8, 1).repeat(8, 2)
+        inside, whole = inside + int((thing & frames).sum()), whole + int(thing.sum())
+        marked.append(cells.mean())
+    assert inside >= 0.98 * whole > 0
+    assert np.mean(marked) < 0.2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -10,8 +11,8 @@ import torch
 from torch import Tensor
 
 from glimt_kernels import frames_to_uint8
-from glimt_world.render import EYE, HORIZON, render
-from glimt_world.scene import FOCAL, Scene, camera_at, draw_scene, pose
+from glimt_world.render import CONE_HEIGHT, EYE, HORIZON, render
+from glimt_world.scene import FOCAL, Scene, Thing, camera_at, draw_scene, pose
 
 
 def scenes(seed: int, *, held_out: bool = False, two: float = 0.3) -> Iterator[Scene]:
@@ -48,10 +49,29 @@ def random_clip(scene: Scene, rng: np.random.Generator, *, num_frames: int, size
 
 def _corner(scene: Scene, rng: np.random.Generator, s: float, size: int, crop: int) -> tuple[int, int]:
     """Upper left corner of a square that holds the middle of a random thing at time ``s``, somewhere inside it."""
-    thing = scene.things[int(rng.integers(len(scene.things)))]
-    p, (shift, zoom) = pose(thing, s), camera_at(scene, s)
-    k = FOCAL / p.z
-    u, v = zoom * k * p.x + shift, zoom * (HORIZON + k * (EYE - p.y - p.size))
-    centre = np.array([v + 0.5, u + 0.5]) * size + rng.uniform(-0.25, 0.25, 2) * crop
+    top, left, bottom, right = outline(scene, scene.things[int(rng.integers(len(scene.things)))], s)
+    centre = np.array([top + bottom, left + right]) / 2 * size + rng.uniform(-0.25, 0.25, 2) * crop
     row, col = np.clip(np.round(centre - crop / 2), 0, size - crop).astype(int)
     return int(row), int(col)
+
+
+def outline(scene: Scene, thing: Thing, s: float) -> tuple[float, float, float, float]:
+    """A box around ``thing`` at time ``s``: top, left, bottom, right, in widths of a square picture from its corner."""
+    p, (shift, zoom) = pose(thing, s), camera_at(scene, s)
+    scale, tall = zoom * FOCAL / p.z, CONE_HEIGHT if thing.shape == "cone" else 2.0
+    base, middle = 0.5 + zoom * HORIZON + scale * (EYE - p.y), 0.5 + scale * p.x + shift
+    return base - scale * tall * p.size, middle - scale * p.size, base, middle + scale * p.size
+
+
+def presence(scene: Scene, num_frames: int, grid: tuple[int, int, int]) -> Tensor:
+    """Bool ``grid`` = [f, h, w]: the cells of a clip's latents in which a thing is at some moment."""
+    frames, rows, cols = grid
+    found = np.zeros(grid, bool)
+    for frame in range(num_frames):
+        for thing in scene.things:
+            top, left, bottom, right = outline(scene, thing, frame / (num_frames - 1))
+            across = slice(max(math.floor(left * cols), 0), max(math.ceil(right * cols), 0))
+            # The first frame is a latent frame of its own; every later one holds the same number.
+            at = -(-frame * (frames - 1) // (num_frames - 1))
+            found[at, max(math.floor(top * rows), 0) : max(math.ceil(bottom * rows), 0), across] = True
+    return torch.from_numpy(found)
