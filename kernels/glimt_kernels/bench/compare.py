@@ -7,8 +7,7 @@ lossy, and then its error stands beside it. A run goes on where an earlier one w
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,49 +37,50 @@ class Results:
         rows: one a provider, op and shape: times, or ``refused`` with the reason.
         rates: what this device does at most, measured in this run.
         around: device, versions, clocks.
-        cut: (op, shape) that the deadline left no time for.
         notes: what else there is to say.
     """
 
     rows: list[Row]
     rates: Rates
     around: Mapping[str, Any]
-    cut: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
-def run(settings: Settings, say: Say = lambda line: None, deadline: float | None = None) -> Results:
+def run(settings: Settings, say: Say = lambda line: None) -> Results:
     """Compare, and write what ``settings.out`` asks for.
 
     Args:
         say: takes the table of each workload as it is done.
-        deadline: by ``time.monotonic``; what is not begun by then is cut, and listed.
 
     Raises:
         BenchError: third parties' providers that cannot be loaded, or a folder that holds another machine's rows.
     """
-    device, dtype = settings.torch_device, DTYPES[settings.dtype_name]
-    extra = third_party.load(settings.provider_file)
+    device = settings.torch_device
     rows = known_rows(settings.out, machine.device_name(device))
     around = {**machine.describe(device), "clocks before": machine.clocks(device)}
     clock = Clock(device)
-    roof = rates(clock, dtype)
-    cut: list[tuple[str, str]] = []
-    for shape in settings.shape_names:
-        for op in settings.workloads:
-            if _is_known(rows, op, shape, settings):
-                continue
-            if deadline is not None and time.monotonic() > deadline:
-                cut.append((op, shape))
-                continue
-            new = _measure(op, shape, settings, clock, roof, third_party.of(extra, op))
-            rows += new
-            append_rows(settings.out, new)
-            say(markdown(new))
-    results = Results(rows, roof, {**around, "clocks after": machine.clocks(device)}, cut)
+    roof = rates(clock, DTYPES[settings.dtype_name])
+    for new in measure(settings, rows, clock, roof):
+        rows += new
+        append_rows(settings.out, new)
+        say(markdown(new))
+    results = Results(rows, roof, {**around, "clocks after": machine.clocks(device)})
     if settings.out is not None:
         write(results, settings.out)
     return results
+
+
+def measure(settings: Settings, known: Sequence[Row], clock: Clock, roof: Rates) -> Iterator[list[Row]]:
+    """The rows of each workload that is not ``known`` yet, as it is done."""
+    extra = third_party.load(settings.provider_file)
+    for op, shape in missing(settings, list(known)):
+        yield _measure(op, shape, settings, clock, roof, third_party.of(extra, op))
+
+
+def missing(settings: Settings, known: Sequence[Row]) -> list[tuple[str, str]]:
+    """(op, shape) of every workload that is asked for and not ``known``."""
+    asked = [(op, shape) for shape in settings.shape_names for op in settings.workloads]
+    return [(op, shape) for op, shape in asked if not _is_known(known, op, shape, settings)]
 
 
 def write(results: Results, folder: Path) -> None:
@@ -112,6 +112,8 @@ def _measure(op: str, shape: str, settings: Settings, clock: Clock, roof: Rates,
 def compare(workload: Workload, clock: Clock, roof: Rates, settings: Settings, extra: Mapping[str, Run]) -> list[Row]:
     """One row a provider: error against float64, then times of those that are right; and one of each that cannot."""
     runs, reasons = providers(workload, settings.providers, extra)
+    if not settings.providers and not settings.compile:
+        del runs["compile"]
     rows = judge(workload, runs, settings.lossy)
     right = [name for name, row in rows.items() if "refused" not in row]
     calls = {name: (lambda run=runs[name]: run(*workload.args)) for name in right}

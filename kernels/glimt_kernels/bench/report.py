@@ -44,8 +44,7 @@ def _line(row: Mapping[str, Any], base: float | None) -> str:
 
 
 def kernels(results: Results) -> str:
-    """The section of the kernels: how it was measured, the tables, what was cut."""
-    cut = "\n".join(f"- {op}, {shape}" for op, shape in results.cut)
+    """The section of the kernels: how it was measured, and the tables."""
     gemm, copy = results.rates.gemm_tflops, results.rates.copy_gbps
     return f"""Measured in this run: matrix products {gemm:.3g} TFLOP/s in the working dtype, copies {copy:.3g} GB/s;
 what is *of GEMM* and *of copy* is of these. Times are medians of single calls (20th to 80th percentile), caches emptied
@@ -53,7 +52,7 @@ before each on a GPU, providers interleaved. Errors are relative L2 against floa
 who is more than twice as wrong as plain PyTorch in the same dtype gets no time.
 
 {markdown(results.rows)}
-{f"Cut, for want of time:{chr(10)}{chr(10)}{cut}" if cut else ""}"""
+"""
 
 
 def pictures(results: Results) -> str:

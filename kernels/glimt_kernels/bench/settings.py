@@ -37,6 +37,7 @@ class Settings:
         repeats: timed calls of each provider.
         out: folder for rows.jsonl, report.md and the plots; a run goes on where an earlier one stopped.
         provider_file: a Python file with ``PROVIDERS``, see README.md.
+        compile: whether torch.compile is a provider where none is named; it takes seconds for each workload.
 
     Raises:
         BenchError: naming everything that is wrong.
@@ -51,6 +52,7 @@ class Settings:
     repeats: int = 20
     out: Path | None = None
     provider_file: Path | None = None
+    compile: bool = True
 
     def __post_init__(self) -> None:
         problems = [
