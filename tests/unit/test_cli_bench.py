@@ -36,3 +36,25 @@ def test_what_is_timed_must_be_said() -> None:
         parse(["bench", "kernls"])
     with pytest.raises(UsageError, match="--op: 'a,,b' has a comma with no name beside it"):
         parse(["bench", "kernels", "--op", "a,,b"])
+
+
+def test_tuning_at_a_models_own_shapes_and_what_info_says_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from glimt_kernels import tuned
+
+    monkeypatch.setenv(tuned.VARIABLE, str(tmp_path))
+    tuned.forget()
+    try:
+        words = ["tune", "--device", "cpu", "--op", "ada_norm,frames_to_uint8", "--repeats", "2", "--json"]
+        assert main(words) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert {trial["workload"] for trial in found["trials"]} == {"ada_norm", "frames_to_uint8"}
+        assert {trial["shape"] for trial in found["trials"]} == {"glimt-world"}
+        assert set(found["choices"].values()) <= {"native", "reference"}
+        assert main(["info"]) == 0
+        assert f"2 choices in {found['path']}" in capsys.readouterr().out
+        assert main(["tune", "--model", "glimt-world", "--shapes", "tiny"]) == 2
+        assert "--shapes: give either --model or --shapes" in capsys.readouterr().err
+    finally:
+        tuned.forget()

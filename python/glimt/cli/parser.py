@@ -21,6 +21,7 @@ COMMANDS = {
     "models": "list the models glimt knows by name",
     "info": "list versions, devices and every implementation of every operation",
     "reproduce": "make the frames of a video again from the record in the file, and compare",
+    "tune": "time the implementations of every operation on this machine and keep the fastest",
     "bench": "time the kernels beside eager PyTorch and other libraries, correctness first",
 }
 _NEEDED = {
@@ -120,6 +121,7 @@ def build() -> tuple[Parser, dict[str, Parser]]:
     for name in ("generate", "reproduce"):
         made[name].add_argument("-q", "--quiet", action="store_true", help="no progress; notes and errors only")
     _add_bench(made["bench"])
+    _add_tune(made["tune"])
     for command in made.values():
         command.add_argument("--json", action="store_true", help="print one JSON object on standard output")
     return parser, made
@@ -150,6 +152,20 @@ def _add_bench(parser: Parser) -> None:
     add("--device", metavar="NAME", help="cpu, cuda or cuda:N; default: a GPU if there is one")
     add("--repeats", type=values.lenient(values.whole_number), default=20, metavar="N", help="timed calls; default 20")
     add("--out", type=path, metavar="DIR", help="folder for rows.jsonl, report.md and plots; goes on where it stopped")
+
+
+def _add_tune(parser: Parser) -> None:
+    names = values.lenient(values.names)
+    add = parser.add_argument
+    add(
+        "--model", metavar="MODEL", help="at this model's shapes, by name, folder, file or Hub id; default: glimt-world"
+    )
+    add("--shapes", type=names, default=(), metavar="A,B", help="at these shapes instead: wan-1.3b-480p, ...")
+    add("--op", type=names, default=(), metavar="A,B", help="only these ops, or workloads as attention/cross")
+    add("--dtype", metavar="NAME", help="fp32, fp16 or bf16; default: bf16 on a GPU, fp32 on a CPU")
+    add("--device", metavar="NAME", help="cpu, cuda or cuda:N; default: a GPU if there is one")
+    add("--repeats", type=values.lenient(values.whole_number), default=20, metavar="N", help="timed calls; default 20")
+    add("--offline", action="store_true", default=None, help="never touch the network")
 
 
 class _Version(argparse.Action):
