@@ -12,12 +12,11 @@ from typing import Any
 import torch
 
 from benchmarks.gpu_report.rows import Row, Rows
-from glimt_kernels import dispatch
 from glimt_kernels.bench import SHAPES, Shape, Workload
 from glimt_kernels.bench.compare import judge
 from glimt_kernels.bench.ops import OPS, build
 from glimt_kernels.bench.settings import DTYPES
-from glimt_kernels.bench.workload import candidates, unsupported
+from glimt_kernels.bench.workload import candidates, lossy, unsupported
 
 PART = "correctness"
 # A prime number of tokens' factors and widths that divide by no block; both tuned head_dims; one text token.
@@ -55,15 +54,12 @@ def sweep(rows: Rows, device: torch.device, tiny: bool) -> Iterator[str]:
 def check(workload: Workload) -> list[Row]:
     """A row for each implementation: its error, ``wrong`` where that is too large, ``absent`` why it cannot run."""
     runs: dict[str, Any] = dict(workload.runs)
-    lossy, absent = [], []
+    absent = []
     for candidate in candidates(workload):
         reasons = unsupported(workload, candidate)
         if reasons:
             absent.append({"provider": candidate.impl, "absent": "; ".join(reasons), "wrong": False})
             continue
         runs[candidate.impl] = candidate.run
-        case = dispatch.find(workload.op).case(workload.args)
-        if any("lossy" in reason for reason in candidate.reluctance(case)):
-            lossy.append(candidate.impl)
-    judged = judge(workload, runs, lossy)
+    judged = judge(workload, runs, lossy(workload))
     return [*({**row, "wrong": "refused" in row} for row in judged.values()), *absent]

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
+from importlib.metadata import EntryPoint
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 import glimt_kernels
-from glimt_kernels import dispatch
-from glimt_kernels.bench import SHAPES, BenchError, Settings, Shape, goals, run, third_party
+from glimt_kernels import dispatch, tuned
+from glimt_kernels.bench import SHAPES, BenchError, Settings, Shape, goals, machine, run, third_party, tune
 from glimt_kernels.bench.compare import judge, known_rows
 from glimt_kernels.bench.ops import OPS, build
 from glimt_kernels.bench.timing import Timing
@@ -84,6 +87,28 @@ def test_a_wrong_third_party_gets_no_time_unless_it_is_said_to_be_lossy(tmp_path
     assert lossy["wrong"]["median_ms"] > 0 and lossy["wrong"]["relative_l2"] > 0.01
 
 
+def test_an_implementation_that_says_it_is_lossy_is_timed_and_never_tuned_in(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    op = dispatch.find("ada_norm")
+
+    def loss(by: float) -> dispatch.Candidate:
+        name = "lossy" if by == by else "blank"
+        why = ["it is lossy: for this test"]
+        return dispatch.Candidate("ada_norm", name, lambda x, *rest: x * by, reluctance=lambda case: why)
+
+    changed = replace(op, candidates=(loss(0.9), loss(float("nan")), *op.candidates))
+    monkeypatch.setitem(dispatch._OPS, "ada_norm", changed)
+    rows = by_provider(run(quick(providers=["eager", "lossy", "blank"])).rows)
+    assert rows["lossy"]["median_ms"] > 0 and rows["lossy"]["relative_l2"] > 0.01
+    assert "error nan" in rows["blank"]["refused"], "lossy is not broken"
+    monkeypatch.setenv(tuned.VARIABLE, str(tmp_path))
+    tuned.forget()
+    (trial,), _ = tune.tune(quick())
+    tuned.forget()
+    assert set(trial.median_ms) == {"native", "reference"} and not trial.refused
+
+
 @pytest.mark.parametrize(
     ("text", "wrong"),
     [
@@ -98,6 +123,34 @@ def test_a_provider_file_that_is_none_is_an_error(text: str, wrong: str, tmp_pat
     (tmp_path / "mine.py").write_text(text)
     with pytest.raises(BenchError, match=wrong):
         third_party.load(tmp_path / "mine.py")
+
+
+def test_installed_packages_announce_their_providers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def announced(given: Any) -> None:
+        point = EntryPoint("theirs", "module:PROVIDERS", third_party.GROUP)
+        monkeypatch.setattr(EntryPoint, "load", lambda self: given())
+        monkeypatch.setattr(third_party, "entry_points", lambda group: [point])
+
+    announced(lambda: {"attention": {"fast": max}, "attention/cross": {"fast": min}})
+    found = third_party.load(None)
+    assert third_party.of(found, "attention") == {"fast": max}
+    assert third_party.of(found, "attention/cross") == {"fast": min}
+    announced(lambda: 1 // 0)
+    with pytest.raises(BenchError, match="entry point theirs: ZeroDivisionError"):
+        third_party.load(None)
+
+
+def test_clocks_are_read_from_nvidia_smi_or_said_to_be_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="1-2"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    gpu = torch.device("cuda", 0)
+    assert machine.clocks(gpu) == "not known: there is no nvidia-smi here"
+    program = tmp_path / "nvidia-smi"
+    program.write_text('#!/bin/sh\n[ "$3" = --id=GPU-1-2 ] && echo "1980 MHz, 2619 MHz, 1980 MHz, 45, 300.00 W"\n')
+    program.chmod(0o755)
+    assert machine.clocks(gpu).startswith("clocks.sm 1980 MHz, clocks.mem 2619 MHz, ")
+    program.write_text("#!/bin/sh\nexit 9\n")
+    assert machine.clocks(gpu) == "not known: nvidia-smi failed (CalledProcessError)"
 
 
 def test_all_that_is_wrong_with_the_settings_is_said_at_once() -> None:

@@ -69,7 +69,11 @@ GOALS = (
     Goal("bf16 attention, Triton, of the measured GEMM rate", 0.65, share("attention"), unit=""),
     Goal("the same by Gluon or CUDA (final)", 0.80, share("attention", "cuda"), unit=""),
     Goal("bf16 attention against PyTorch's default", 1.6, times("attention", ("attention", "eager"))),
-    Goal("8-bit attention with quantization against bf16", 1.35, times("attention_8bit", ("attention", "triton"))),
+    Goal(
+        "8-bit attention with quantization against bf16",
+        1.35,
+        times("attention", ("attention", "triton"), provider="eight_bit"),
+    ),
     Goal(
         "block-sparse attention, TFLOP/s of what is kept against dense",
         0.85,

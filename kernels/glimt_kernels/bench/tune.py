@@ -15,7 +15,7 @@ from glimt_kernels.bench.ops import build
 from glimt_kernels.bench.settings import DTYPES, BenchError, Settings
 from glimt_kernels.bench.shapes import SHAPES, Shape
 from glimt_kernels.bench.timing import Clock
-from glimt_kernels.bench.workload import Run, Workload, candidates, unsupported
+from glimt_kernels.bench.workload import Run, Workload, candidates, lossy, unsupported
 
 # The built-in choice stays unless another is faster by more than this: less is noise.
 MARGIN = 0.03
@@ -135,5 +135,7 @@ def _able(workload: Workload) -> dict[str, Run]:
     return {
         candidate.impl: candidate.run
         for candidate in candidates(workload)
-        if (on_cpu or candidate.impl != "reference") and not unsupported(workload, candidate)
+        if candidate.impl not in lossy(workload)
+        and (on_cpu or candidate.impl != "reference")
+        and not unsupported(workload, candidate)
     }

@@ -86,6 +86,16 @@ def unsupported(workload: Workload, candidate: dispatch.Candidate) -> list[str]:
     return reasons
 
 
+def lossy(workload: Workload) -> set[str]:
+    """Implementations that say themselves that they are: they are timed, with their error beside it."""
+    case = dispatch.find(workload.op).case(workload.args) if not workload.runs else None
+    return {
+        candidate.impl
+        for candidate in candidates(workload)
+        if case is not None and any("lossy" in reason for reason in candidate.reluctance(case))
+    }
+
+
 def flat(result: Any) -> list[Tensor]:
     """The tensors of a result."""
     if isinstance(result, Tensor):

@@ -6,8 +6,10 @@ import math
 import re
 from collections.abc import Callable
 from fractions import Fraction
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 MAX_RANDOM_SEED = 2**31
 
@@ -92,6 +94,8 @@ def names(text: str) -> tuple[str, ...]:
 
 def path(text: str) -> Path:
     """Of a file or a folder."""
+    from pathlib import Path  # not for --help
+
     if not text:
         raise ValueError("the path is empty")
     return Path(text)
