@@ -1,6 +1,7 @@
 # make demo   from a prompt to demo.mp4, on a machine that has only Python >= 3.10 and a C++17 compiler
 # make test   everything that a change must pass
 # make bench-cpu  glimt beside Diffusers on the bundled model; the table goes to benchmarks/reports/
+# make gpu-report  on a machine with a GPU: correctness of every kernel, their speed, one forward; minutes
 # make format what `make test` would complain of, where a tool can mend it
 #
 # PYTHON=python3.12      the interpreter that makes .venv
@@ -8,7 +9,7 @@
 # GLIMT_CUDA=OFF         CUDA kernels: AUTO (if an nvcc is found; the default), ON (fail without one) or OFF
 # PYTEST_ARGS="..."      more for pytest in `make test`, such as -vv (each test), -ra (skips), --durations=10 (slowest)
 # PROMPT="..."           what `make demo` draws
-# BENCH_ARGS="..."       options of `python -m benchmarks.cpu`
+# BENCH_ARGS="..."       options of `python -m benchmarks.cpu` or, in `make gpu-report`, `python -m benchmarks.gpu_report`
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
@@ -29,7 +30,7 @@ NATIVE := $(shell find csrc cmake kernels -name '*.h' -o -name '*.cpp' -o -name 
 INSTALL_INPUTS := pyproject.toml constraints.txt CMakeLists.txt cmake/wheel_nvcc.py $(NATIVE) $(VENV)/.stamp-cuda
 FORMATTED := $(filter-out %.cmake,$(NATIVE))
 
-.PHONY: help demo test lint unit format bench-cpu clean always
+.PHONY: help demo test lint unit format bench-cpu gpu-report clean always
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | sed '/^$$/q'
@@ -90,6 +91,9 @@ format: $(VENV)/.stamp-test
 
 bench-cpu: $(VENV)/.stamp-test
 	@$(BIN)/python -m benchmarks.cpu $(BENCH_ARGS)
+
+gpu-report: $(VENV)/.stamp-test
+	@$(BIN)/python -m benchmarks.gpu_report $(BENCH_ARGS)
 
 clean:
 	@rm -rf build demo.mp4 .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -27,7 +27,7 @@ def describe() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "versions": {name: version for name in _PACKAGES if (version := package_version(name))},
-        "commit": _commit(),
+        "commit": commit(),
     }
 
 
@@ -94,7 +94,7 @@ def _busy_s() -> float | None:
     return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK")
 
 
-def _commit() -> str:
+def commit() -> str:
     try:
         head = subprocess.run(
             ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=10

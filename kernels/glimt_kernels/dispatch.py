@@ -3,7 +3,8 @@
 An op has one contract (``<op>/api.py``) and several candidates, best first, the last being the reference, which runs
 everywhere. A candidate that cannot run a call says all the reasons why; the first without a reason is chosen.
 Overrides, strongest first: the ``impl`` argument of a call, then :func:`references_only`, then the environment variable
-``GLIMT_IMPL_<OP>``. An override that cannot run is an error with its reasons, never a silent fallback.
+``GLIMT_IMPL_<OP>``. An override that cannot run is an error with its reasons, never a silent fallback. Without one,
+what ``glimt tune`` found fastest for such calls on this device goes first (:mod:`glimt_kernels.tuned`), if it can run.
 
 Under ``torch.compile``, ``torch.export`` and fake or meta tensors a call becomes the node ``glimt::<op>``.
 """
@@ -21,6 +22,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from glimt_kernels import tuned
+
 Run = Callable[..., Any]
 
 
@@ -37,6 +40,7 @@ class Case(NamedTuple):
         grad: whether a gradient is wanted through this call.
         arch: ten times the CUDA device's compute capability (89 for sm_89), 0 where there is none or it is not known.
         sizes: what else the op's choice depends on, as its ``sizes`` function gives it; empty where not known.
+        tuned: the implementation that ``glimt tune`` found fastest for such calls; empty where it found none.
     """
 
     device: str
@@ -44,6 +48,7 @@ class Case(NamedTuple):
     grad: bool = False
     arch: int = 0
     sizes: tuple[int, ...] = ()
+    tuned: str = ""
 
 
 CPU_FLOAT32 = Case("cpu", torch.float32)
@@ -80,7 +85,10 @@ class Op:
     def case(self, args: Sequence[Any]) -> Case:
         """The case of a call with these arguments."""
         case = case_of([arg for arg in args if isinstance(arg, Tensor)])
-        return case if self.sizes is None else case._replace(sizes=self.sizes(*args))
+        best = tuned.lookup(self.name, args)
+        if self.sizes is None:
+            return case._replace(tuned=best) if best else case
+        return case._replace(sizes=self.sizes(*args), tuned=best)
 
     def __call__(self, *args: Any, impl: str | None = None) -> Any:
         tensors = [arg for arg in args if isinstance(arg, Tensor)]
@@ -176,7 +184,16 @@ def select(op: str, case: Case, impl: str | None = None) -> Candidate:
     return found
 
 
+def built_in(op: str, case: Case) -> Candidate:
+    """What runs ``case`` where nothing is asked for and nothing tuned."""
+    return _choose(candidates(op), case._replace(tuned=""), None)
+
+
 def _choose(among: tuple[Candidate, ...], case: Case, wanted: str | None) -> Candidate:
+    if not wanted and case.tuned:
+        best = [candidate for candidate in among if candidate.impl == case.tuned]
+        if best and not unsupported_reasons(best[0], case):
+            return best[0]
     if wanted:
         names = [candidate.impl for candidate in among]
         among = tuple(candidate for candidate in among if candidate.impl == wanted)
@@ -209,7 +226,8 @@ def inventory(case: Case = CPU_FLOAT32) -> list[dict[str, Any]]:
     """Every implementation of every op: ``op``, ``impl``, ``chosen`` for ``case``, ``reasons`` (why it cannot run)."""
     rows = []
     for op in sorted(_OPS):
-        chosen = select(op, case).impl
+        best = case.tuned or tuned.agreed(op, case.device, case.dtype)
+        chosen = select(op, case._replace(tuned=best)).impl
         rows += [
             {
                 "op": op,

@@ -14,6 +14,7 @@ INTERFACE = 3
 try:
     from glimt_kernels import _native as lib
 except ImportError as error:  # an installation without the compiled part still works, by the references
+    lib = None  # type: ignore[assignment]  # nothing calls it
     ABSENT: str | None = f"the compiled module could not be loaded ({error}); reinstall glimt with a C++17 compiler"
 else:
     # An editable install does not rebuild by itself.

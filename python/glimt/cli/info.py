@@ -20,6 +20,7 @@ def run(_namespace: argparse.Namespace) -> Outcome:
         "devices": _devices(),
         "instruction_sets": _instruction_sets(),
         "implementations": _implementations(),
+        "tuned": _tuned(),
     }
     return Outcome("\n".join(_lines(info)), info)
 
@@ -30,6 +31,8 @@ def _lines(info: dict[str, Any]) -> Iterator[str]:
     yield from (f"{device['device']:<16}{device['name']}, {_details(device)}" for device in info["devices"])
     yield "\ninstruction sets of the native CPU kernels"
     yield from (f"  {row['isa']:<32}{_state(row)}" for row in info["instruction_sets"])
+    yield "\ntuned choices, which go before the order below"
+    yield from (f"  {device:<14}{state}" for device, state in info["tuned"].items())
     for case, rows in info["implementations"].items():
         yield f"\noperations, {case}"
         yield from (f"  {row['op']:<20}{row['impl']:<12}{_state(row)}" for row in rows)
@@ -83,6 +86,13 @@ def _instruction_sets() -> list[dict[str, Any]]:
     from glimt_kernels import native
 
     return native.instruction_sets()
+
+
+def _tuned() -> dict[str, str]:
+    """For each device, what ``glimt tune`` left for it, or why that is ignored."""
+    from glimt_kernels import tuned
+
+    return tuned.states()
 
 
 def _implementations() -> dict[str, list[dict[str, Any]]]:

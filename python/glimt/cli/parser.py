@@ -21,11 +21,14 @@ COMMANDS = {
     "models": "list the models glimt knows by name",
     "info": "list versions, devices and every implementation of every operation",
     "reproduce": "make the frames of a video again from the record in the file, and compare",
+    "tune": "time the implementations of every operation on this machine and keep the fastest",
+    "bench": "time the kernels beside eager PyTorch and other libraries, correctness first",
 }
 _NEEDED = {
     "prompt": "say what is to be seen, in quotes",
     "output": "say where the video goes, as -o out.mp4",
     "file": "name an mp4 that glimt wrote",
+    "what": "say what is to be timed: kernels",
 }
 _NEGATIVE = re.compile(r"-\.?\d")  # how a value begins that is no option, though it has a minus sign
 _EPILOG = """\
@@ -117,9 +120,52 @@ def build() -> tuple[Parser, dict[str, Parser]]:
         _add_engine(made[name], reproduces=name == "reproduce")
     for name in ("generate", "reproduce"):
         made[name].add_argument("-q", "--quiet", action="store_true", help="no progress; notes and errors only")
+    _add_bench(made["bench"])
+    _add_tune(made["tune"])
     for command in made.values():
         command.add_argument("--json", action="store_true", help="print one JSON object on standard output")
     return parser, made
+
+
+def _add_bench(parser: Parser) -> None:
+    names, path = values.lenient(values.names), values.lenient(values.path)
+    add = parser.add_argument
+    add("what", nargs="?", choices=("kernels",), metavar="kernels", help="what is timed: the kernels of glimt_kernels")
+    add("--op", type=names, default=(), metavar="A,B", help="only these ops, or workloads as attention/cross")
+    add(
+        "--shapes",
+        type=names,
+        default=(),
+        metavar="A,B",
+        help="wan-1.3b-480p, ...; default: all on a GPU, tiny on a CPU",
+    )
+    add(
+        "--providers",
+        type=names,
+        default=(),
+        metavar="A,B",
+        help="eager,compile,sdpa,cudnn,triton,...; default: all here",
+    )
+    add("--lossy", type=names, default=(), metavar="A,B", help="providers that are timed though they are less exact")
+    add("--provider-file", type=path, metavar="FILE", help="Python file with PROVIDERS = {op: {name: function}}")
+    add("--dtype", metavar="NAME", help="fp32, fp16 or bf16; default: bf16 on a GPU, fp32 on a CPU")
+    add("--device", metavar="NAME", help="cpu, cuda or cuda:N; default: a GPU if there is one")
+    add("--repeats", type=values.lenient(values.whole_number), default=20, metavar="N", help="timed calls; default 20")
+    add("--out", type=path, metavar="DIR", help="folder for rows.jsonl, report.md and plots; goes on where it stopped")
+
+
+def _add_tune(parser: Parser) -> None:
+    names = values.lenient(values.names)
+    add = parser.add_argument
+    add(
+        "--model", metavar="MODEL", help="at this model's shapes, by name, folder, file or Hub id; default: glimt-world"
+    )
+    add("--shapes", type=names, default=(), metavar="A,B", help="at these shapes instead: wan-1.3b-480p, ...")
+    add("--op", type=names, default=(), metavar="A,B", help="only these ops, or workloads as attention/cross")
+    add("--dtype", metavar="NAME", help="fp32, fp16 or bf16; default: bf16 on a GPU, fp32 on a CPU")
+    add("--device", metavar="NAME", help="cpu, cuda or cuda:N; default: a GPU if there is one")
+    add("--repeats", type=values.lenient(values.whole_number), default=20, metavar="N", help="timed calls; default 20")
+    add("--offline", action="store_true", default=None, help="never touch the network")
 
 
 class _Version(argparse.Action):

@@ -6,7 +6,10 @@ import math
 import re
 from collections.abc import Callable
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 MAX_RANDOM_SEED = 2**31
 
@@ -79,6 +82,23 @@ def size(text: str) -> Size:
     if not match:
         raise ValueError(f"{text!r} is not a size; write WIDTHxHEIGHT, as 832x480")
     return Size(int(match[1]), int(match[2]))
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Names with commas between them."""
+    found = tuple(part.strip() for part in text.split(","))
+    if not all(found):
+        raise ValueError(f"{text!r} has a comma with no name beside it")
+    return found
+
+
+def path(text: str) -> Path:
+    """Of a file or a folder."""
+    from pathlib import Path  # not for --help
+
+    if not text:
+        raise ValueError("the path is empty")
+    return Path(text)
 
 
 def byte_count(text: str) -> int:

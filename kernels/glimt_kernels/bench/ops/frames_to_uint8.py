@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from benchmarks.kernels.workload import Workload
-from benchmarks.shapes import Shape
+from glimt_kernels.bench.shapes import Shape
+from glimt_kernels.bench.workload import Workload
 
 CHUNK = 4
 

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.kernels.workload import Workload
-from benchmarks.shapes import Shape
+from glimt_kernels.bench.shapes import Shape
+from glimt_kernels.bench.workload import Workload
 
 CHANNELS, CHUNK = 96, 4
 

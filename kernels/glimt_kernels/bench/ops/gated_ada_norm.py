@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.kernels.ops import ada_norm
-from benchmarks.kernels.workload import Workload
-from benchmarks.shapes import Shape
+from glimt_kernels.bench.ops import ada_norm
+from glimt_kernels.bench.shapes import Shape
+from glimt_kernels.bench.workload import Workload
 
 
 def eager(x: Tensor, residual: Tensor, gate: Tensor, scale: Tensor, shift: Tensor, eps: float) -> tuple[Tensor, Tensor]:

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.kernels.timing import Rates
+from glimt_kernels.bench.timing import Rates
 
 
-def draw(rows: Sequence[Mapping[str, Any]], machine: Rates, folder: Path) -> None:
-    """Write ``roofline.png``, ``eager.png`` and ``error.png``."""
-    import matplotlib
-
-    matplotlib.use("Agg")
+def draw(rows: Sequence[Mapping[str, Any]], machine: Rates, folder: Path) -> list[str]:
+    """Write ``roofline.png``, ``eager.png`` and ``error.png``; or say why there are none."""
+    if importlib.util.find_spec("matplotlib") is None:
+        return ["no plots: matplotlib is not installed; run: pip install matplotlib"]
     timed = [row for row in rows if "median_ms" in row]
-    if timed:
-        _roofline(timed, machine).savefig(folder / "roofline.png", dpi=120)
-        _against_eager(timed).savefig(folder / "eager.png", dpi=120)
-        _error(timed).savefig(folder / "error.png", dpi=120)
+    if not timed:
+        return ["no plots: nothing was timed"]
+    _roofline(timed, machine).savefig(folder / "roofline.png", dpi=120)
+    _against_eager(timed).savefig(folder / "eager.png", dpi=120)
+    _error(timed).savefig(folder / "error.png", dpi=120)
+    return []
 
 
 def _axes(title: str) -> tuple[Any, Any]:

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.kernels.workload import Workload
-from benchmarks.shapes import Shape
+from glimt_kernels.bench.shapes import Shape
+from glimt_kernels.bench.workload import Workload
 
 EPS = 1e-6
 
@@ -21,7 +21,7 @@ def eager(
 
 def _one(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
     normed = F.rms_norm(x.flatten(2), (weight.shape[0],), weight, eps).view(x.shape)
-    a, b = normed.to(cos.dtype).unflatten(-1, (-1, 2)).unbind(-1)
+    a, b = normed.to(cos.dtype).view(*normed.shape[:-1], -1, 2).unbind(-1)
     c, s = cos[:, None], sin[:, None]
     return torch.stack((a * c - b * s, a * s + b * c), -1).flatten(-2).type_as(x)
 
@@ -31,13 +31,18 @@ def workload(name: str, shape: Shape, dtype: torch.dtype, device: torch.device) 
     q_weight, k_weight = (1 + 0.1 * torch.randn(shape.width, device=device).to(dtype) for _ in range(2))
     angle = torch.randn(shape.tokens, shape.head_dim // 2, device=device)
     cos, sin = angle.cos(), angle.sin()
-    wide = [t.double() for t in (q, k, q_weight, k_weight, cos, sin)]
+    tensors = q, k, q_weight, k_weight, cos, sin
+
+    def exact() -> list[Tensor]:
+        q, k, q_weight, k_weight, cos, sin = (t.double() for t in tensors)
+        return list(eager(q, k, q_weight, k_weight, cos, sin, EPS))
+
     return Workload(
         op="qk_norm_rope",
         shape=name,
-        args=(q, k, q_weight, k_weight, cos, sin, EPS),
+        args=(*tensors, EPS),
         eager=eager,
         flops=20 * q.numel(),
         num_bytes=4 * q.nbytes,
-        exact=lambda: list(eager(*wide, EPS)),
+        exact=exact,
     )

@@ -1,0 +1,50 @@
+"""Workloads: ``ops/<op>.py`` holds the function ``workload(name, shape, dtype, device) -> Workload``.
+
+A name with a slash is another function of the same file: ``attention/cross`` is ``cross`` in ``attention.py``.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import torch
+
+from glimt_kernels.bench.shapes import Shape
+from glimt_kernels.bench.workload import Workload
+
+OPS = (
+    "ada_norm",
+    "ada_norm_8bit/int8",
+    "ada_norm_8bit/fp8",
+    "gated_ada_norm",
+    "gated_ada_norm_8bit/int8",
+    "gated_ada_norm_8bit/fp8",
+    "qk_norm_rope",
+    "qk_norm_rope_8bit/int8",
+    "qk_norm_rope_8bit/fp8",
+    "attention",
+    "attention/cross",
+    "attention_lse",
+    "chunk_attention",
+    "quantize_rows/int8",
+    "quantize_rows/fp8",
+    "linear_w8a8/int8",
+    "linear_w8a8/fp8",
+    "linear_w8a8/fp8_blocks",
+    "linear_w8/int8",
+    "linear_w8/fp8",
+    "linear_quant/int8",
+    "linear_quant/fp8",
+    "guidance_step",
+    "rms_norm_silu",
+    "frames_to_uint8",
+    "frames_to_nv12",
+)
+
+
+def build(op: str, name: str, shape: Shape, dtype: torch.dtype, device: torch.device) -> Workload:
+    """The workload called ``op`` on ``shape``, called ``name``."""
+    file, _, variant = op.partition("/")
+    module = import_module(f"glimt_kernels.bench.ops.{file}")
+    made: Workload = getattr(module, variant or "workload")(name, shape, dtype, device)
+    return made

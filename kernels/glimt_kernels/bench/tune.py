@@ -1,0 +1,141 @@
+"""Which implementation is fastest here, at given shapes: what ``glimt tune`` stores for ``dispatch.select``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from glimt_kernels import dispatch, tuned
+from glimt_kernels.bench.compare import judge
+from glimt_kernels.bench.ops import build
+from glimt_kernels.bench.settings import DTYPES, BenchError, Settings
+from glimt_kernels.bench.shapes import SHAPES, Shape
+from glimt_kernels.bench.timing import Clock
+from glimt_kernels.bench.workload import Run, Workload, candidates, lossy, unsupported
+
+# The built-in choice stays unless another is faster by more than this: less is noise.
+MARGIN = 0.03
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One workload.
+
+    Attributes:
+        workload, shape: what was timed. ``key``: what calls like it are known by.
+        built_in: what runs where nothing is tuned.
+        median_ms: of each implementation that is right, fastest first.
+        refused: why others were not timed.
+    """
+
+    workload: str
+    shape: str
+    key: str
+    built_in: str
+    median_ms: Mapping[str, float]
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def best(self) -> str:
+        fastest = next(iter(self.median_ms))
+        kept = self.median_ms.get(self.built_in)
+        return self.built_in if kept is not None and kept <= self.median_ms[fastest] * (1 + MARGIN) else fastest
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "best": self.best}
+
+    def __str__(self) -> str:
+        times = ", ".join(f"{impl} {ms:.3f} ms" for impl, ms in self.median_ms.items())
+        was = "" if self.best == self.built_in else f" (built in: {self.built_in})"
+        return f"{self.workload}, {self.shape}: {self.best}{was}; {times}"
+
+
+def tune(
+    settings: Settings, shapes: Mapping[str, Shape] | None = None, say: Callable[[str], None] = lambda line: None
+) -> tuple[list[Trial], Path]:
+    """Time the candidates of every op at ``shapes`` (or those that ``settings`` names) and keep the choice.
+
+    Returns:
+        What was found, and the file that it was added to.
+
+    Raises:
+        BenchError: tuned choices are switched off.
+    """
+    device = settings.torch_device
+    if tuned.path_of(device) is None:
+        raise BenchError(f"{tuned.VARIABLE} is off: unset it, or set it to a folder, to keep what is found")
+    trials = []
+    for found in _trials(settings, shapes or {name: SHAPES[name] for name in settings.shape_names}):
+        say(str(found))
+        if isinstance(found, Trial):
+            trials.append(found)
+    return trials, tuned.write(device, choices(trials))
+
+
+def choices(trials: Sequence[Trial]) -> dict[str, str]:
+    """One implementation a key: of several workloads with the same key, the one with the least time in sum, each
+    workload's counted in units of its fastest."""
+    found = {}
+    for key in dict.fromkeys(trial.key for trial in trials):
+        mine = [trial for trial in trials if trial.key == key]
+        if len(mine) == 1:
+            found[key] = mine[0].best
+            continue
+        common = [impl for impl in mine[0].median_ms if all(impl in trial.median_ms for trial in mine)]
+        if common:
+            found[key] = min(common, key=lambda impl: sum(_slower(trial, impl) for trial in mine))
+    return found
+
+
+def _slower(trial: Trial, impl: str) -> float:
+    return trial.median_ms[impl] / min(trial.median_ms.values())
+
+
+def _trials(settings: Settings, shapes: Mapping[str, Shape]) -> Iterator[Trial | str]:
+    """Of every workload for whose op there is a choice, or why one could not be timed."""
+    clock = Clock(settings.torch_device)
+    for name, shape in shapes.items():
+        for op in settings.workloads:
+            torch.manual_seed(0)
+            try:
+                made = build(op, name, shape, DTYPES[settings.dtype_name], settings.torch_device)
+                trial = _trial(op, made, clock, settings.repeats)
+            except torch.OutOfMemoryError:
+                yield f"{op}, {name}: not timed, the device's memory is too small for it"
+                continue
+            if trial is not None:
+                yield trial
+
+
+@torch.inference_mode()
+def _trial(name: str, workload: Workload, clock: Clock, repeats: int) -> Trial | None:
+    """None where at most one candidate can run."""
+    runs = _able(workload)
+    if len(runs) < 2:
+        return None
+    rows = judge(workload, runs)
+    refused = {impl: str(row["refused"]) for impl, row in rows.items() if "refused" in row}
+    calls = {impl: (lambda run=run: run(*workload.args)) for impl, run in runs.items() if impl not in refused}
+    if not calls:
+        return None
+    times = {impl: timing.median_ms for impl, timing in clock.compare(calls, repeats).items()}
+    ranked = dict(sorted(times.items(), key=lambda item: item[1]))
+    case = dispatch.find(workload.op).case(workload.args)._replace(tuned="")
+    built_in = dispatch.built_in(workload.op, case).impl
+    return Trial(name, workload.shape, tuned.key(workload.op, workload.args), built_in, ranked, refused)
+
+
+def _able(workload: Workload) -> dict[str, Run]:
+    """Those that can run; on a GPU without the reference, which is not meant for large inputs."""
+    on_cpu = any(isinstance(arg, torch.Tensor) and arg.device.type == "cpu" for arg in workload.args)
+    return {
+        candidate.impl: candidate.run
+        for candidate in candidates(workload)
+        if candidate.impl not in lossy(workload)
+        and (on_cpu or candidate.impl != "reference")
+        and not unsupported(workload, candidate)
+    }
