@@ -40,7 +40,10 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class OpChoice:
-    """Which implementation of an op runs, in the plan's dtype, and why better ones do not."""
+    """Which implementation of an op runs, in the plan's dtype, and why better ones do not.
+
+    Where calls of one op run by different ones ``impl`` names all, joined by " + ".
+    """
 
     op: str
     impl: str
