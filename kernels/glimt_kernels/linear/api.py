@@ -48,13 +48,15 @@ def linear(
     """
     wanted = activation or "none"
     _check(x, weight, bias, wanted, gate, residual)
-    shape = (*x.shape[:-1], weight.shape[0])
-    if gate is not None and residual is not None and gate.shape[1] not in (1, x.shape[1]):
-        groups = gate.shape[1]
-        x, residual = (t.reshape(t.shape[0] * groups, -1, t.shape[2]) for t in (x, residual))
-        gate = gate.expand(shape[0], -1, -1).reshape(-1, 1, gate.shape[2])
-    result: Tensor = OP(x, weight, bias, gate, residual, wanted, impl=impl)
-    return result.view(shape)
+    result: Tensor
+    if gate is None or residual is None or gate.shape[1] in (1, x.shape[1]):
+        result = OP(x, weight, bias, gate, residual, wanted, impl=impl)
+        return result
+    (samples, tokens, _), (_, groups, m) = x.shape, gate.shape
+    x, residual = (t.reshape(samples * groups, tokens // groups, t.shape[2]) for t in (x, residual))
+    gate = gate.expand(samples, -1, -1).reshape(-1, 1, m)
+    result = OP(x, weight, bias, gate, residual, wanted, impl=impl)
+    return result.view(samples, tokens, m)
 
 
 def _check(

@@ -45,7 +45,7 @@ class _Projection(nn.Module):
 
 
 class Mlp(nn.Module):
-    """``residual + gate * linear(gelu(linear(x)))``, the first two where given; ``approximate`` is that of ``F.gelu``."""
+    """``residual + gate * linear(gelu(linear(x)))``, the first two where given; ``approximate``: see ``F.gelu``."""
 
     def __init__(self, width: int, hidden: int, out: int, approximate: str) -> None:
         super().__init__()

@@ -204,7 +204,7 @@ class Block(nn.Module):
         self.scale_shift_table = nn.Parameter(torch.randn(1, 6, width) / width**0.5)
 
     def forward(self, x: Tensor, context: CrossContext, modulation: Tensor, rope: RopeTables) -> Tensor:
-        """``x [B, N, D]``, ``modulation [B', G, 6, D]`` -> ``[B', N, D]``: B' (``context``'s batch) is a multiple of B."""
+        """``x [B, N, D]``, ``modulation [B', G, 6, D]`` -> ``[B', N, D]``: B', the batch of ``context``, is n B."""
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation.unbind(2)
         mine = slice(x.shape[0])
         y = norm_modulate(x, self.norm1, shift1[mine], scale1[mine])
