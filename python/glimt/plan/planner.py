@@ -16,6 +16,7 @@ from glimt.config import EngineConfig
 from glimt.errors import RequestError
 from glimt.models.wan.config import WanTransformerConfig, WanVaeConfig
 from glimt.models.zoo import ModelCard
+from glimt.plan.floor import ForwardPlan, device_name, forward_plan
 from glimt.plan.value import GenerationPlan, OpChoice, StagePlan
 from glimt.request import GenerateRequest, ResolvedRequest
 from glimt.sampling import schedule as schedules
@@ -171,6 +172,7 @@ class Planner:
             quality=self.config.quality,
             ops=self.ops,
             stages=stages,
+            forward=work.forward(),
             rate_source=source,
             weights_bytes=self.weights_bytes,
             staged=staged,
@@ -220,13 +222,30 @@ class _Work:
             return self.planner.card.text_tokens
         return max(prompt.kept for prompt in self.prompts.values())
 
+    @property
+    def image_tokens(self) -> int:
+        """Keys that the images' CLIP tokens are to every cross-attention."""
+        if self.asked.image is None or not self.planner.transformer.has_image_branch:
+            return 0
+        config = self.planner.folder.component("image_encoder").config
+        each = (int(config["image_size"]) // int(config["patch_size"])) ** 2 + 1
+        return each if self.asked.last_image is None else 2 * each
+
+    def forward(self) -> ForwardPlan:
+        planner, item = self.planner, _ITEM_BYTES[self.planner.dtype]
+        of = planner.transformer, self.asked.token_grid(planner.card), self.text_tokens, self.image_tokens
+        attention = profile.attention_flops(*of)
+        moved = profile.transformer_bytes(*of, item_bytes=item)
+        name = device_name(planner.device)
+        return forward_plan(profile.transformer_flops(*of) - attention, attention, moved, name, planner.dtype)
+
     def flops(self, staged: bool) -> dict[str, int]:
-        planner, asked, tokens = self.planner, self.asked, self.text_tokens
+        planner, asked, tokens, image = self.planner, self.asked, self.text_tokens, self.image_tokens
         latents, grid = asked.latent_grid(planner.card), asked.token_grid(planner.card)
         count = asked.num_videos_per_prompt
-        forward = profile.transformer_flops(planner.transformer, grid, tokens)
+        forward = profile.transformer_flops(planner.transformer, grid, tokens, image)
         forwards = sum(1 if step.scale is None else 2 for step in self.guidance)
-        contexts = self.experts * len(self.prompts) * profile.context_flops(planner.transformer, tokens)
+        contexts = self.experts * len(self.prompts) * profile.context_flops(planner.transformer, tokens, image)
         found = {"text": len(self.prompts) * profile.text_encoder_flops(planner.text_encoder, tokens)}
         if asked.image is not None:
             found["image"] = profile.vae_encode_flops(planner.vae, self._encoded(asked.pixel_grid()))
