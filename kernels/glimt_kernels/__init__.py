@@ -19,9 +19,11 @@ from glimt_kernels.dispatch import (
 )
 from glimt_kernels.frames_to_uint8.api import frames_to_nv12, frames_to_uint8
 from glimt_kernels.guidance_step.api import guidance_step
+from glimt_kernels.linear.api import linear
 from glimt_kernels.linear_quant.api import linear_quant, linear_w8, linear_w8a8, quantize_rows
 from glimt_kernels.linear_quant.quantize import QuantizedWeight, quantize_weight
 from glimt_kernels.native import instruction_set
+from glimt_kernels.norm.api import layer_norm, rms_norm
 from glimt_kernels.qk_norm_rope.api import qk_norm_rope
 from glimt_kernels.qk_norm_rope_8bit.api import qk_norm_rope_8bit
 from glimt_kernels.rms_norm_silu.api import rms_norm_silu
@@ -42,6 +44,8 @@ __all__ = [
     "guidance_step",
     "instruction_set",
     "inventory",
+    "layer_norm",
+    "linear",
     "linear_quant",
     "linear_w8",
     "linear_w8a8",
@@ -50,6 +54,7 @@ __all__ = [
     "quantize_rows",
     "quantize_weight",
     "references_only",
+    "rms_norm",
     "rms_norm_silu",
     "select",
     "unsupported_reasons",

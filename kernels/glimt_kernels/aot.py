@@ -39,7 +39,9 @@ MODULES = (
     "chunk_attention",
     "frames_to_uint8",
     "guidance_step",
+    "linear",
     "linear_quant",
+    "norm",
     "qk_norm_rope",
     "qk_norm_rope_8bit",
 )

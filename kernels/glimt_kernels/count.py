@@ -1,13 +1,18 @@
 """Count what a piece of PyTorch would launch, move and compute, without doing it: run it on meta tensors inside.
 
-    with Count() as count, torch.device("meta"):
+    with torch.no_grad(), Count() as count, torch.device("meta"):
         model(x)
     print(count.launches, count.traffic_bytes("other") / 1e9)
 
 Every operator that computes is one launch; views, allocations and reads of metadata are none. An operator moves each
 of its tensor arguments and results once, so a broadcast argument counts with the elements it has in memory. That is an
-upper bound for operators that a library would fuse and the truth for those that it runs one by one. ``glimt::`` ops are
-one launch each: what their kernels are written to be.
+upper bound for operators that a library would fuse and the truth for those that it runs one by one.
+
+What is assumed of ``glimt::`` ops: the device is a GPU of ``arch`` with Triton and without other libraries' kernels,
+and the implementation is the one that the dispatcher chooses there. A Triton or CUDA kernel is one launch, as each is
+written to be, and moves its arguments and results once; any other implementation (PyTorch's products, a reference)
+counts as the operators that it calls. A matrix product's traffic, of the kind "matrix", has its epilogue's in it: the
+residual is read there, and counted there.
 """
 
 from __future__ import annotations
@@ -24,10 +29,15 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from glimt_kernels import triton_env
+from glimt_kernels.dispatch import Candidate, Op, find, unsupported_reasons
+
 KINDS = ("matrix", "attention", "other")
 _MATRIX = {"mm", "addmm", "bmm", "baddbmm", "linear", "_addmm_activation", "convolution", "_scaled_mm", "_int_mm"}
 _MATRIX_OPS = ("linear",)  # beginnings of names in the namespace glimt
+_KERNELS = ("triton", "cuda")  # implementations that are one launch
 _ATTENTION = ("scaled_dot_product", "_scaled_dot_product", "attention", "chunk_attention", "sparse_attention")
+_OVERWRITING = {"copy_", "fill_", "zero_"}  # write their first argument without reading it
 # Give memory or another look at it, and compute nothing.
 _FREE = {
     "alias", "as_strided", "chunk", "detach", "diagonal", "empty", "empty_like", "empty_strided", "expand", "flatten",
@@ -58,20 +68,24 @@ class _WholeAttention(TorchFunctionMode):
         if func is not F.scaled_dot_product_attention:
             return func(*args, **(kwargs or {}))
         q, k, v, *rest = args if len(args) >= 3 else [(kwargs or {})[name] for name in ("query", "key", "value")]
-        out = q.new_empty(*q.shape[:-1], v.shape[-1])
+        *samples, heads, tokens, _ = q.shape  # on a GPU the heads of a token lie together in what comes out
+        out = q.new_empty(*samples, tokens, heads, v.shape[-1]).transpose(-2, -3)
         self._calls.append(Launch("scaled_dot_product_attention", "attention", _bytes([q, k, v, *rest, out])))
         return out
 
 
 class Count(TorchDispatchMode):
-    """Every operator called inside, in order."""
+    """Every operator called inside, in order; ``arch`` is the GPU that is thought of (90 for sm_90)."""
 
-    def __init__(self) -> None:
+    def __init__(self, arch: int = 90) -> None:
         super().__init__()
+        self.arch = arch
         self.calls: list[Launch] = []
         self._attention = _WholeAttention(self.calls)
 
     def __enter__(self) -> Any:
+        if torch.is_inference_mode_enabled():
+            raise RuntimeError("count under torch.no_grad(): in inference mode PyTorch does not show what copies")
         self._attention.__enter__()
         return super().__enter__()
 
@@ -82,11 +96,27 @@ class Count(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
-        if name.rstrip("_") not in _FREE:
+        inner = self._inner(func.namespace, name, args)
+        if inner is not None:
+            self.calls += inner
+        elif name.rstrip("_") not in _FREE:
             qualified = f"{func.namespace}::{name}" if func.namespace != "aten" else name
-            moved = _bytes(tree_leaves((args, kwargs))) + _bytes(tree_leaves(result))
+            read = args[1:] if name in _OVERWRITING else args
+            moved = _bytes(tree_leaves((read, kwargs))) + _bytes(tree_leaves(result))
             self.calls.append(Launch(qualified, _kind(func.namespace, name), moved))
         return result
+
+    def _inner(self, namespace: str, name: str, args: tuple[Any, ...]) -> list[Launch] | None:
+        """What an op of ours calls; ``None`` where it is a launch by itself."""
+        if namespace != "glimt":
+            return None
+        op = find(name)
+        candidate = _on_gpu(op, args, self.arch)
+        if candidate.impl in _KERNELS:
+            return None
+        with Count(self.arch) as inside:
+            candidate.run(*args)
+        return inside.calls
 
     @property
     def launches(self) -> int:
@@ -105,6 +135,16 @@ class Count(TorchDispatchMode):
             number[call.name] += 1
             moved[call.name] += call.num_bytes
         return [(name, number[name], moved[name]) for name, _ in moved.most_common()]
+
+
+def _on_gpu(op: Op, args: tuple[Any, ...], arch: int) -> Candidate:
+    """Who would run this on a GPU that has Triton."""
+    case = op.case(args)._replace(device="cuda", arch=arch, grad=False)
+    for candidate in op.candidates:
+        reasons = [*unsupported_reasons(candidate, case), *candidate.reluctance(case)]
+        if not [reason for reason in reasons if reason != triton_env.ABSENT]:
+            return candidate
+    return op.candidates[-1]
 
 
 def _kind(namespace: str, name: str) -> str:

@@ -47,6 +47,50 @@ def context_flops(config: WanTransformerConfig, text_tokens: int, image_tokens: 
     return text + image + config.num_layers * 4 * (text_tokens + image_tokens) * d * d
 
 
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes to and from memory: of matrix products with what is fused to them, of attention, and of all else."""
+
+    matrix: int
+    attention: int
+    other: int
+
+    @property
+    def total(self) -> int:
+        return self.matrix + self.attention + self.other
+
+
+def attention_flops(config: WanTransformerConfig, grid: TokenGrid, text_tokens: int, image_tokens: int = 0) -> int:
+    """The part of :func:`transformer_flops` that is attention, of the video and across."""
+    n, d = grid.count, config.width
+    return config.num_layers * 4 * n * (n + text_tokens + image_tokens) * d
+
+
+def transformer_bytes(
+    config: WanTransformerConfig, grid: TokenGrid, text_tokens: int, image_tokens: int = 0, *, item_bytes: int
+) -> Traffic:
+    """What one forward moves where each kernel reads its inputs once and writes its result once.
+
+    The kernels are the 13 of a block (``models/wan/transformer.py``), in a dtype of ``item_bytes``. With X the
+    bytes of all tokens at the transformer's width and F at that of its MLP: products 15 X + 2 F and the weights (qkv 4,
+    out 3, cross q 2, cross out 3, up 1, down 2: what is added to is read), attention 6 X and the context's keys and
+    values, norms and rotation 12 X. Image tokens add an attention (2 X) and a sum (3 X).
+    """
+    n, d, layers = grid.count, config.width, config.num_layers
+    x, inner, patch = n * d * item_bytes, n * config.ffn_dim * item_bytes, math.prod(config.patch_size)
+    image = bool(image_tokens)
+    ends = n * patch * (config.in_channels + config.out_channels) * item_bytes
+    matrix = 15 * x + 2 * inner + (6 * d * d + 2 * d * config.ffn_dim) * item_bytes
+    attention = (6 + 2 * image) * x + 2 * (text_tokens + image_tokens) * d * item_bytes
+    norms = (12 + 3 * image) * x
+    latents = n * patch * config.in_channels * 4
+    return Traffic(
+        matrix=layers * matrix + 2 * x + ends,
+        attention=layers * attention,
+        other=layers * norms + 2 * x + 2 * ends + latents,
+    )
+
+
 def text_encoder_flops(config: Mapping[str, Any], tokens: int) -> int:
     """FLOPs of one pass of a UMT5 encoder (``config``: its ``config.json``) over ``tokens`` tokens."""
     d, inner = int(config["d_model"]), int(config["num_heads"]) * int(config["d_kv"])

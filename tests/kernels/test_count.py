@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
 
-from glimt_kernels import ada_norm
+from glimt_kernels import ada_norm, linear, rms_norm_silu
 from glimt_kernels.count import Count
 
 
@@ -24,6 +25,13 @@ def test_bytes_are_of_elements_in_memory() -> None:
     assert count.traffic_bytes() == (2 * 8 * 16 + 16) * 4
 
 
+def test_what_is_overwritten_is_not_read() -> None:
+    with Count() as count:
+        torch.empty(8, device="meta").copy_(torch.empty(8, device="meta"))
+        torch.empty(8, device="meta").add_(torch.empty(8, device="meta"))
+    assert [call.num_bytes for call in count.calls] == [64, 96]
+
+
 def test_products_attention_and_the_rest_are_told_apart() -> None:
     q = torch.empty(1, 2, 10, 8, device="meta")
     with torch.no_grad(), Count() as count:
@@ -40,6 +48,27 @@ def test_an_op_of_ours_is_one_launch() -> None:
     with torch.no_grad(), Count() as count:
         ada_norm(x, row, row, 1e-6)
     assert [(call.name, call.num_bytes) for call in count.calls] == [("glimt::ada_norm", (2 * 40 + 2 * 8) * 4)]
+
+
+def test_what_is_no_kernel_on_a_gpu_counts_as_what_it_calls() -> None:
+    """cuBLAS with a bias, a kernel of ours with gate and residual, and an op that has no GPU kernel at all."""
+    x, weight = torch.empty(1, 6, 8, dtype=torch.bfloat16, device="meta"), torch.empty(8, device="meta")
+    square, gate = x.new_empty(8, 8), x.new_empty(1, 1, 8)
+    with torch.no_grad(), Count() as count:
+        linear(x, square, square[0])
+        linear(x, square, square[0], activation="gelu_tanh")
+        linear(x, square, square[0], gate=gate, residual=x)
+    assert [call.name for call in count.calls] == ["linear", "_addmm_activation", "glimt::linear"]
+    assert {call.kind for call in count.calls} == {"matrix"}
+    assert count.calls[-1].num_bytes == 2 * (3 * 48 + 64 + 8 + 8)
+    with torch.no_grad(), Count() as count:
+        rms_norm_silu(x, weight)
+    assert count.launches > 3 and not any(call.name.startswith("glimt") for call in count.calls)
+
+
+def test_inference_mode_hides_copies_and_is_refused() -> None:
+    with torch.inference_mode(), pytest.raises(RuntimeError, match="no_grad"), Count():
+        pass
 
 
 def test_the_table_is_sorted_by_bytes() -> None:

@@ -30,6 +30,10 @@ def attend_chunk(q: Tensor, sink_q: Tensor, k: Tensor, v: Tensor, spans: list[in
     return kernels.chunk_attention(q, k, v, pairs, sink_q=sink_q, scale=scale)
 
 
+def multiply(x: Tensor, weight: Tensor, bias: Tensor, gate: Tensor, residual: Tensor) -> Tensor:
+    return kernels.linear(x, weight, bias, gate=gate, residual=residual)
+
+
 def calls() -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
     """One small call of each op: the public function and its tensors and numbers."""
     theta = random(5, 4, seed=9)
@@ -49,6 +53,9 @@ def calls() -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
         "quantize_rows": (kernels.quantize_rows, (x, "int8")),
         "linear_w8a8": (kernels.linear_w8a8, (*kernels.quantize_rows(x, "int8"), *eight_bits, random(8))),
         "linear_w8": (kernels.linear_w8, (x, *eight_bits, random(8))),
+        "linear": (multiply, (x, random(8, 16), random(8), random(2, 1, 8), random(2, 5, 8, seed=1))),
+        "layer_norm": (kernels.layer_norm, (x, random(16), random(16, seed=1), 1e-6)),
+        "rms_norm": (kernels.rms_norm, (x, random(16), 1e-6)),
         "guidance_step": (kernels.guidance_step, (x, x.flip(1), x.neg(), random(1), random(2, 2))),
         "frames_to_nv12": (kernels.frames_to_nv12, (random(1, 3, 2, 4, 6),)),
         "frames_to_uint8": (kernels.frames_to_uint8, (random(1, 3, 2, 4, 5),)),
@@ -95,7 +102,7 @@ def test_the_inventory_lists_every_implementation_with_reasons() -> None:
         assert mine[-1]["impl"] == "reference"
         assert all(not row["reasons"] for row in mine if row["chosen"])
         expected = "native" if any(row["impl"] == "native" for row in mine) else "reference"
-        expected = "sdpa" if op in ("attention", "chunk_attention") else expected
+        expected = "sdpa" if op in ("attention", "chunk_attention") else "onednn" if op == "linear" else expected
         assert next(row["impl"] for row in mine if row["chosen"]) == expected
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 from glimt.models.wan.config import WanTransformerConfig
 from glimt.models.wan.rope import axis_dims, rope_tables, rotate
 from glimt.models.wan.transformer import FoldedText, WanTransformer, fold_padding, keeps_fp32
+from glimt_kernels import dispatch, references_only
 from models import tiny
 
 VARIANTS = ("t2v", "i2v", "flf2v", "i2v-a14b", "ti2v")
@@ -126,6 +129,96 @@ def test_bfloat16_is_as_near_to_float32_as_diffusers_is() -> None:
     found = half(latents, timestep, text)
     assert found.dtype == torch.bfloat16
     assert tiny.relative_error(found, exact) <= 1.2 * tiny.relative_error(theirs, exact)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("variant", ["t2v", "i2v"])
+def test_weights_that_lie_together_are_one_product_and_the_same_checkpoint(variant: str) -> None:
+    model, plain = ours(tiny.transformer(variant)), ours(tiny.transformer(variant))
+    latents, timestep, text, image = inputs(variant, 3)
+    model.fuse()
+    for (name, mine), (other, theirs) in zip(model.state_dict().items(), plain.state_dict().items(), strict=True):
+        assert name == other and torch.equal(mine, theirs)
+    stores = [parameter.untyped_storage().nbytes() for parameter in model.blocks[0].attn1.to_v.parameters()]
+    assert stores == [3 * parameter.nbytes for parameter in model.blocks[0].attn1.to_v.parameters()]
+    found, expected = (m(latents, timestep, text, image) for m in (model, plain))
+    assert tiny.relative_error(found, expected) <= 1e-6
+    model.load_state_dict(ours(tiny.transformer(variant, seed=5)).state_dict(), strict=True)
+    changed = model(latents, timestep, text, image)
+    expected = ours(tiny.transformer(variant, seed=5))(latents, timestep, text, image)
+    assert tiny.relative_error(changed, expected) <= 1e-6
+    attention = model.blocks[0].attn1
+    assert products(lambda: attention.project(torch.randn(1, 2, model.config.width))) == 1
+    assert products(lambda: copy.deepcopy(attention).project(torch.randn(1, 2, model.config.width))) == 3
+
+
+def products(run: Callable[[], Any]) -> int:
+    """How many products of ours ``run`` asks for."""
+    found = []
+    select = dispatch.select
+
+    def spy(op: str, *rest: Any) -> Any:
+        found.append(op)
+        return select(op, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dispatch, "select", spy)
+        run()
+    return found.count("linear")
+
+
+@pytest.mark.parametrize("variant", ["i2v", "ti2v"])
+@torch.no_grad()
+def test_every_op_by_triton_is_the_transformer_of_diffusers(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernels that a GPU runs, interpreted: text and image, timesteps per sample and per frame, two prompts."""
+    for op in ("ada_norm", "attention", "layer_norm", "linear", "qk_norm_rope", "rms_norm"):
+        monkeypatch.setenv(f"GLIMT_IMPL_{op.upper()}", "triton")
+    reference = tiny.transformer(variant)
+    model = ours(reference)
+    model.fuse()
+    latents, timestep, text, image = inputs(variant, 2)
+    if variant == "ti2v":
+        timestep = torch.tensor([[0.0, 700.0]])
+    tokens = timestep if variant == "i2v" else timestep.repeat_interleave(3 * 5, dim=1).expand(2, -1)
+    latents = latents[:1].expand_as(latents)
+    expected = reference(latents, tokens[:1].expand(2, *tokens.shape[1:]), text, image, return_dict=False)[0]
+    schedule = model.prepare_time(timestep.flatten()[:2])
+    index = torch.tensor([[0]]) if variant == "i2v" else torch.tensor([[0, 1]])
+    found = model(latents[:1], schedule.at(index), model.prepare_text(fold_padding(text), image))
+    assert tiny.relative_error(found, expected) <= TOLERANCE
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@torch.no_grad()
+def test_exact_runs_are_the_plain_form_and_others_are_beside_it(dtype: torch.dtype) -> None:
+    model = ours(tiny.transformer("t2v"))
+    latents, timestep, text, _ = inputs("t2v", 3)
+    wide = model(latents, timestep, text)
+    for name, parameter in model.named_parameters():
+        parameter.data = parameter.data if keeps_fp32(name) else parameter.data.to(dtype)
+    with references_only():
+        exact = model(latents, timestep, text)
+        assert products(lambda: model(latents, timestep, text)) == 0
+    with torch.enable_grad():
+        assert torch.equal(exact, model(latents, timestep, text))
+    fused = model(latents, timestep, text)
+    errors = [tiny.relative_error(found, wide) for found in (fused, exact)]
+    assert errors[0] <= 1.2 * errors[1] + 1e-6
+    assert torch.equal(fused, model(latents, timestep, text))
+
+
+@torch.inference_mode()
+def test_requests_in_turns_get_the_bits_that_each_gets_alone() -> None:
+    model = ours(tiny.transformer("t2v"))
+    asked = [inputs("t2v", frames, batch=1) for frames in (2, 3)]
+    ready = [
+        (x, model.prepare_time(t).at(torch.zeros(1, 1, dtype=torch.long)), model.prepare_text(fold_padding(text)))
+        for x, t, text, _ in asked
+    ]
+    alone = [[model(*args) for _ in range(3)] for args in ready]
+    turns = [[model(*args) for args in ready] for _ in range(3)]
+    for i, results in enumerate(alone):
+        assert all(torch.equal(result, turn[i]) for result, turn in zip(results, turns, strict=True))
 
 
 def test_the_same_tensors_stay_float32_as_in_diffusers(tmp_path: Any) -> None:

@@ -18,10 +18,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from glimt import env, memory, profile
 from glimt.config import EngineConfig
 from glimt.errors import MemoryBudgetError, RequestError
+from glimt.images import ImagePixels
 from glimt.models.wan.config import WanTransformerConfig, WanVaeConfig
 from glimt.models.wan.transformer import WanTransformer
 from glimt.models.wan.vae import WanVae
 from glimt.plan import Planner
+from glimt.plan.floor import PEAKS, forward_plan
 from glimt.request import GenerateRequest
 from glimt.shapes import LatentGrid, PixelGrid, TokenGrid
 from glimt.weights.folder import read_folder
@@ -96,8 +98,6 @@ def test_the_plan_says_what_will_happen() -> None:
 @pytest.mark.parametrize("variant", tiny.VARIANTS)
 def test_the_table_is_aligned_and_complete(variant: str) -> None:
     picture = b"\x00" * 12
-    from glimt.images import ImagePixels
-
     image = ImagePixels(2, 2, picture) if variant not in ("t2v", "t2v-a14b") else None
     last = image if variant == "flf2v" else None
     size = {"height": 64, "width": 96} if variant == "ti2v" else {"height": 32, "width": 48}
@@ -108,6 +108,41 @@ def test_the_table_is_aligned_and_complete(variant: str) -> None:
     text = "\n".join(lines)
     assert all(word in text for word in (variant, "9 frames", "unipc", "seed 0", "float32 on cpu", "measured"))
     assert all(len(line) <= 200 for line in lines)
+
+
+def test_a_forward_is_shown_with_its_work_and_without_a_floor_on_a_cpu() -> None:
+    made = planner("i2v")
+    picture = {"image": ImagePixels(2, 2, b"\x00" * 12), "height": 32, "width": 48, "num_frames": 9}
+    plan = made.plan(GenerateRequest("x", num_inference_steps=4, **picture))  # type: ignore[arg-type]
+    forward, said = plan.forward, plan.to_dict()["forward"]
+    of = made.transformer, plan.tokens, 1 + 1, tiny.IMAGE_TOKENS  # a word and the end of it
+    assert forward.matrix_flops + forward.attention_flops == profile.transformer_flops(*of)
+    assert forward.bytes == profile.transformer_bytes(*of, item_bytes=4)
+    assert said["bytes"]["other"] == forward.bytes.other and said["floor_s"] is None
+    lines = {line.split(" ")[0]: line for line in str(plan).splitlines() if line}
+    assert "TFLOP (products" in lines["forward"] and lines["floor"].endswith("none on record for a CPU")
+
+
+@pytest.mark.parametrize("name", PEAKS)
+def test_the_floor_of_a_gpu_is_no_less_than_either_of_its_rates_allows(name: str) -> None:
+    peak, moved = PEAKS[name], profile.transformer_bytes(WAN_14B, TokenGrid(21, 30, 52), 512, item_bytes=2)
+    attention = profile.attention_flops(WAN_14B, TokenGrid(21, 30, 52), 512)
+    matrix = profile.transformer_flops(WAN_14B, TokenGrid(21, 30, 52), 512) - attention
+    found = forward_plan(matrix, attention, moved, name, "bfloat16")
+    least = (matrix + attention) / peak.half_tflops / 1e12 + moved.other / peak.gbps / 1e9
+    assert found.floor_s is not None and 0.999999 * least <= found.floor_s < 1.2 * least
+    assert name in found.floor_source and peak.source in found.floor_source
+    slower = forward_plan(matrix, attention, moved, name, "float32").floor_s
+    assert slower is not None and slower > found.floor_s
+
+
+def test_a_gpu_that_is_not_on_record_has_no_floor(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NVIDIA L4", "NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA GeForce RTX 4090 D"):
+        found = forward_plan(10**12, 10**12, profile.Traffic(1, 1, 1), name, "bfloat16")
+        assert found.floor_s is None and found.floor_source == f"none on record for {name!r}"
+    monkeypatch.setattr("glimt.plan.planner.device_name", lambda device: "NVIDIA H200")
+    plan = planner().plan(REQUEST)
+    assert plan.forward.floor_s is not None and f"for {plan.forwards}: NVIDIA H200 at its peak" in str(plan)
 
 
 def test_planning_is_fast() -> None:

@@ -54,6 +54,8 @@ def finish(
         value = value + bias.to(value.dtype)
     if activation == "gelu_tanh":
         value = F.gelu(value, approximate="tanh")
+    elif activation == "gelu_erf":
+        value = F.gelu(value)
     if gate is not None:
         value = value * gate.to(value.dtype)
     if residual is not None:

@@ -1,5 +1,7 @@
 """The launch shapes of the linear_quant kernels, and the list of them that is compiled ahead of time.
 
+The plain linear layer (../linear) is launched by the same rules: of kind None.
+
 Found by compiling for every chip (README.md holds the ladder): the largest tile without spills, within shared memory.
 None has been timed on a GPU.
 """
@@ -21,10 +23,10 @@ NO_GATE, SAMPLE_GATE, TOKEN_GATE = range(3)
 
 
 class Epilogue(NamedTuple):
-    """What is done to the accumulators; ``gate`` is one of the three above."""
+    """What is done to the accumulators; ``gelu``: 1 the one with tanh, 2 the one with erf; ``gate``: see above."""
 
     bias: bool = True
-    gelu: bool = False
+    gelu: int = 0
     gate: int = NO_GATE
     residual: bool = False
 
@@ -64,9 +66,9 @@ def keeps_few_bits(arch: int) -> bool:
     return arch in (89, 90)
 
 
-def operands(arch: int, kind: str, x_dtype: torch.dtype | None) -> str:
+def operands(arch: int, kind: str | None, x_dtype: torch.dtype | None) -> str:
     """What the matrix instruction multiplies; ``x_dtype`` is None for 8-bit activations."""
-    if x_dtype is None and (kind == "int8" or has_fp8(arch)):
+    if kind is not None and x_dtype is None and (kind == "int8" or has_fp8(arch)):
         return kind
     return "float" if x_dtype == torch.float32 else "half"
 
@@ -87,17 +89,31 @@ def tile(arch: int, dot: str, shape: tuple[int, int], blocks: bool, epilogue: Ep
     return Tile(256, 128, step, 8, 3) if arch == 90 else Tile(256, 128, step // 2, 8, 4)
 
 
+def within_shared(arch: int, chosen: Tile, item_bytes: int) -> Tile:
+    """With as many stages as shared memory holds; a weight that is not in eight bits takes more of it."""
+    room = (227 if arch in (90, 100) else 99) << 10
+    return chosen._replace(stages=min(chosen.stages, room // ((chosen.m + chosen.n) * chosen.k * item_bytes)))
+
+
 def launch(
-    arch: int, kind: str, x_dtype: torch.dtype | None, shape: tuple[int, int], blocks: bool, epilogue: Epilogue
+    arch: int, kind: str | None, x_dtype: torch.dtype | None, shape: tuple[int, int], blocks: bool, epilogue: Epilogue
 ) -> tuple[dict[str, Any], dict[str, int]]:
-    """(constants of the matrix kernel, launch options) for a weight [N, K]; ``x_dtype`` None for 8-bit activations."""
+    """(constants of the matrix kernel, launch options) for a weight [N, K].
+
+    Args:
+        kind: of the weight; None for one in the dtype of x, without scales.
+        x_dtype: None for 8-bit activations.
+    """
     dot = operands(arch, kind, x_dtype)
     chosen = tile(arch, dot, shape, blocks, epilogue)
+    if kind is None and x_dtype is not None:
+        chosen = within_shared(arch, chosen, x_dtype.itemsize)
     constants = {
         "M_TILE": chosen.m,
         "N_TILE": chosen.n,
         "K_STEP": chosen.k,
         "WHOLE": shape[1] % chosen.k == 0,
+        "SCALED": kind is not None,
         "X8": x_dtype is None,
         "DOT": dot,
         "DECODE": kind == "fp8" and not has_fp8(arch),
@@ -129,18 +145,18 @@ def row_launch(arch: int, kind: str, k: int, groups: bool) -> tuple[dict[str, An
 
 _EPILOGUES = {
     "bias": Epilogue(),
-    "gelu": Epilogue(gelu=True),
+    "gelu": Epilogue(gelu=1),
     "gate": Epilogue(gate=SAMPLE_GATE, residual=True),
     "token gate": Epilogue(gate=TOKEN_GATE, residual=True),
 }
 # Of Triton: the name of a type that a pointer points to.
-_NAMES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
-_STEPS = ("x_sample", "x_token", "weight_row", "gate_sample", "gate_token", "residual_sample", "residual_token")
+NAMES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
+STEPS = ("x_sample", "x_token", "weight_row", "gate_sample", "gate_token", "residual_sample", "residual_token")
 # [N, K] whose K is a number of steps, is not, and where nothing is a multiple of 16.
-_WHOLE, _RAGGED, _ODD = (1 << 12, 1 << 12), (1 << 12, (1 << 12) + 16), ((1 << 12) + 1, (1 << 12) + 1)
-_SIZES = {_WHOLE: "", _RAGGED: "ragged", _ODD: "odd"}
+WHOLE, RAGGED, ODD = (1 << 12, 1 << 12), (1 << 12, (1 << 12) + 16), ((1 << 12) + 1, (1 << 12) + 1)
+SIZES = {WHOLE: "", RAGGED: "ragged", ODD: "odd"}
 # The matrix instruction by operands.
-_MATRIX = {
+MATRIX = {
     "int8": {arch: "IGMMA" if arch == 90 else "IMMA" for arch in ARCHS},
     "fp8": {89: "QMMA", 90: "QGMMA", 100: "UTCQMMA", 120: "QMMA"},
     "half": {arch: {90: "HGMMA", 100: "UTCHMMA"}.get(arch, "HMMA") for arch in ARCHS},
@@ -159,15 +175,26 @@ def _matmuls(kernel: Any) -> Iterator[Build]:
             yield from _matmul(kernel, kind, None, name)
         for x_dtype in (None, torch.bfloat16):
             yield from _matmul(kernel, kind, x_dtype, "gate", blocks=True)
-        for sizes in (_RAGGED, _ODD):
+        for sizes in (RAGGED, ODD):
             yield from _matmul(kernel, kind, None, "gelu", sizes=sizes)
     for name in ("gelu", "gate", "token gate"):
         yield from _matmul(kernel, "fp8", torch.bfloat16, name)
-    for sizes in (_RAGGED, _ODD):
+    for sizes in (RAGGED, ODD):
         yield from _matmul(kernel, "fp8", torch.bfloat16, "gelu", sizes=sizes)
     yield from _matmul(kernel, "int8", torch.bfloat16, "gate")
     yield from _matmul(kernel, "fp8", torch.float16, "gate")
     yield from _matmul(kernel, "fp8", torch.float32, "gate")
+
+
+def launched_alike(
+    kind: str | None, x_dtype: torch.dtype | None, shape: tuple[int, int], blocks: bool, epilogue: Epilogue
+) -> Iterator[tuple[tuple[int, ...], dict[str, Any], dict[str, int]]]:
+    """(chips, constants, launch options): chips with the same :func:`launch` together."""
+    alike: dict[str, list[int]] = {}
+    for arch in ARCHS:
+        alike.setdefault(repr(launch(arch, kind, x_dtype, shape, blocks, epilogue)), []).append(arch)
+    for archs in alike.values():
+        yield tuple(archs), *launch(archs[0], kind, x_dtype, shape, blocks, epilogue)
 
 
 def _matmul(
@@ -177,31 +204,26 @@ def _matmul(
     name: str,
     *,
     blocks: bool = False,
-    sizes: tuple[int, int] = _WHOLE,
+    sizes: tuple[int, int] = WHOLE,
 ) -> Iterator[Build]:
     """One build for all chips that are launched alike."""
-    alike: dict[str, list[int]] = {}
-    for arch in ARCHS:
-        launched = launch(arch, kind, x_dtype, sizes, blocks, _EPILOGUES[name])
-        alike.setdefault(repr(launched), []).append(arch)
-    for archs in alike.values():
-        constants, options = launch(archs[0], kind, x_dtype, sizes, blocks, _EPILOGUES[name])
-        working = _NAMES[x_dtype or torch.bfloat16]
-        words = [kind, "" if x_dtype is None else working, name, "blocks" if blocks else "", _SIZES[sizes]]
+    for archs, constants, options in launched_alike(kind, x_dtype, sizes, blocks, _EPILOGUES[name]):
+        working = NAMES[x_dtype or torch.bfloat16]
+        words = [kind, "" if x_dtype is None else working, name, "blocks" if blocks else "", SIZES[sizes]]
         yield Build(
             op="linear_w8a8" if x_dtype is None else "linear_w8",
             case=" ".join(word for word in words if word),
             kernel=kernel,
-            signature=_signature(
+            signature=signature(
                 "i8" if kind == "int8" or constants["DECODE"] else "fp8e4nv",
                 None if x_dtype is None else working,
                 sizes,
             ),
             constants=constants,
-            archs=tuple(archs),
+            archs=archs,
             # With a bias alone nothing but the second sum is an addition without a product.
             needs={
-                arch: (_MATRIX[constants["DOT"]][arch], *["FADD"] * (constants["FEW_BITS"] and name == "bias"))
+                arch: (MATRIX[constants["DOT"]][arch], *["FADD"] * (constants["FEW_BITS"] and name == "bias"))
                 for arch in archs
             },
             num_warps=options["num_warps"],
@@ -209,7 +231,8 @@ def _matmul(
         )
 
 
-def _signature(byte: str, working: str | None, sizes: tuple[int, int]) -> dict[str, str]:
+def signature(byte: str, working: str | None, sizes: tuple[int, int]) -> dict[str, str]:
+    """Triton's types of the matrix kernel's arguments: ``byte`` of the weight, ``working`` of x if it is another."""
     wide = working or "bf16"
     pointers = {
         **dict.fromkeys(("x", "bias", "residual", "out"), wide),
@@ -217,11 +240,11 @@ def _signature(byte: str, working: str | None, sizes: tuple[int, int]) -> dict[s
         "weight": byte,
         **({} if working else {"x": byte}),
     }
-    size = "i32" if sizes == _ODD else "i64"  # the survey takes i64 as multiples of 16
+    size = "i32" if sizes == ODD else "i64"  # the survey takes i64 as multiples of 16
     return {
         **{name: f"*{pointed}" for name, pointed in pointers.items()},
         **dict.fromkeys(("samples", "tokens"), "i32"),
-        **dict.fromkeys(("N", "K", *_STEPS), size),
+        **dict.fromkeys(("N", "K", *STEPS), size),
     }
 
 

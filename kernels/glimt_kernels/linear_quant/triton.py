@@ -6,6 +6,7 @@ writing and reading the product once for each of them. What differs is the opera
     int8          x int8, weight int8                       IMMA, IGMMA
     fp8           x e4m3, weight e4m3                       QMMA, QGMMA, UTCQMMA
     half, float   x as it is, weight decoded to its dtype   HMMA, HGMMA, UTCHMMA
+                  (the plain linear layer, ../linear: weight as it is, no scales)
     (sm_80, 86)   e4m3 times e4m3, both decoded to fp16: every e4m3 number is one, so the products are the same
 
 Launch shapes in tiles.py; each shipped one is in :data:`BUILDS`.
@@ -108,6 +109,7 @@ def _finish(
     N,
     gate_token,
     residual_token,
+    SCALED: tl.constexpr,
     X8: tl.constexpr,
     BLOCKS: tl.constexpr,
     BIAS: tl.constexpr,
@@ -119,16 +121,18 @@ def _finish(
     in_row, in_column = row < tokens, column < N
     inside = in_row[:, None] & in_column[None, :]
     at = row.to(tl.int64)[:, None]
-    if not BLOCKS:
+    if SCALED and not BLOCKS:
         value *= tl.load(weight_scales + column, mask=in_column, other=0.0)[None, :]
         if X8:
             value *= tl.load(x_scales + row, mask=in_row, other=0.0)[:, None]
     if BIAS:
         value += tl.load(bias + column, mask=in_column, other=0.0).to(tl.float32)[None, :]
-    if GELU:
+    if GELU == 1:
         # v (1 + tanh(u)) / 2 = v / (1 + exp(-2 u)) with u = sqrt(2 / pi) (v + 0.044715 v^3); log2(e) folded in.
         exponent = -2.302208198 * value * (1.0 + 0.044715 * value * value)
         value = value / (1.0 + tl.exp2(exponent))
+    elif GELU == 2:
+        value *= 0.5 + 0.5 * tl.erf(value * 0.7071067811865476)
     if GATE == 1:
         value *= tl.load(gate + column, mask=in_column, other=0.0).to(tl.float32)[None, :]
     elif GATE == 2:
@@ -139,7 +143,7 @@ def _finish(
 
 
 @jit
-def _matmul(
+def matmul(
     x,
     x_scales,
     weight,
@@ -163,6 +167,7 @@ def _matmul(
     N_TILE: tl.constexpr,
     K_STEP: tl.constexpr,
     WHOLE: tl.constexpr,
+    SCALED: tl.constexpr,
     X8: tl.constexpr,
     DOT: tl.constexpr,
     DECODE: tl.constexpr,
@@ -249,6 +254,7 @@ def _matmul(
             N,
             gate_token,
             residual_token,
+            SCALED,
             X8,
             BLOCKS,
             BIAS,
@@ -326,7 +332,9 @@ def _launch(
     if gate is None:  # then it does not matter which sample a row is of
         x = x.reshape(1, -1, k)
         residual = None if residual is None else residual.reshape(1, -1, n)
-    epilogue = tiles.Epilogue(bias is not None, activation == "gelu_tanh", tiles.gate_mode(gate), residual is not None)
+    epilogue = tiles.Epilogue(
+        bias is not None, int(activation == "gelu_tanh"), tiles.gate_mode(gate), residual is not None
+    )
     constants, options = tiles.launch(
         tiles.arch_of(x) if arch is None else arch,
         "int8" if weight.dtype == torch.int8 else "fp8",
@@ -344,7 +352,7 @@ def _launch(
     samples, tokens = x.shape[:2]
     grid = (samples * -(-tokens // constants["M_TILE"]) * -(-n // constants["N_TILE"]),)
     with on_device_of(x):
-        _matmul[grid](
+        matmul[grid](
             x,
             weight_scales if x_scales is None else x_scales.contiguous(),
             weight,
@@ -367,4 +375,4 @@ def _launch(
     return out
 
 
-BUILDS = tiles.builds(_matmul, _quantize)
+BUILDS = tiles.builds(matmul, _quantize)

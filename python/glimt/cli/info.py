@@ -100,10 +100,10 @@ def _implementations() -> dict[str, list[dict[str, Any]]]:
     import torch
 
     import glimt_kernels  # noqa: F401  (importing it defines the operations)
-    from glimt.models import linear
     from glimt_kernels import dispatch
+    from glimt_kernels.linear import onednn
 
     cases = {"cpu float32": dispatch.CPU_FLOAT32}
     if torch.cuda.is_available():
         cases["cuda bfloat16"] = dispatch.Case("cuda", torch.bfloat16)
-    return {name: [*linear.inventory(case), *dispatch.inventory(case)] for name, case in cases.items()}
+    return {name: [*onednn.inventory(case), *dispatch.inventory(case)] for name, case in cases.items()}

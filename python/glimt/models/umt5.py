@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glimt.errors import CheckpointError
-from glimt.models.linear import Linear, linear_gelu
+from glimt.models.linear import Linear
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class GatedMlp(nn.Module):
         self.wo = Linear(config.d_ff, config.d_model, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = linear_gelu(x, self.wi_0.weight, None, "tanh") * self.wi_1(x)
+        hidden = self.wi_0(x, gelu="tanh") * self.wi_1(x)
         return self.wo(hidden.to(self.wo.weight.dtype))
 
 

@@ -6,7 +6,7 @@ The estimates of seconds rest on a few matrix products that are run and timed on
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from glimt.config import EngineConfig
 from glimt.errors import RequestError
 from glimt.models.wan.config import WanTransformerConfig, WanVaeConfig
 from glimt.models.zoo import ModelCard
+from glimt.plan.floor import ForwardPlan, device_name, forward_plan
 from glimt.plan.value import GenerationPlan, OpChoice, StagePlan
 from glimt.request import GenerateRequest, ResolvedRequest
 from glimt.sampling import schedule as schedules
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from glimt.weights.folder import CheckpointFolder
     from glimt_kernels import Case
 
-# Implementations that are made for each kind of device.
-_IMPLS = {"cpu": ("native",), "cuda": ("cuda", "triton")}
 _ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 EXPERTS = ("transformer", "transformer_2")  # for high noise, for low
 _NETWORKS = {
@@ -173,6 +172,7 @@ class Planner:
             quality=self.config.quality,
             ops=self.ops,
             stages=stages,
+            forward=work.forward(),
             rate_source=source,
             weights_bytes=self.weights_bytes,
             staged=staged,
@@ -222,13 +222,30 @@ class _Work:
             return self.planner.card.text_tokens
         return max(prompt.kept for prompt in self.prompts.values())
 
+    @property
+    def image_tokens(self) -> int:
+        """Keys that the images' CLIP tokens are to every cross-attention."""
+        if self.asked.image is None or not self.planner.transformer.has_image_branch:
+            return 0
+        config = self.planner.folder.component("image_encoder").config
+        each = (int(config["image_size"]) // int(config["patch_size"])) ** 2 + 1
+        return each if self.asked.last_image is None else 2 * each
+
+    def forward(self) -> ForwardPlan:
+        planner, item = self.planner, _ITEM_BYTES[self.planner.dtype]
+        of = planner.transformer, self.asked.token_grid(planner.card), self.text_tokens, self.image_tokens
+        attention = profile.attention_flops(*of)
+        moved = profile.transformer_bytes(*of, item_bytes=item)
+        name = device_name(planner.device)
+        return forward_plan(profile.transformer_flops(*of) - attention, attention, moved, name, planner.dtype)
+
     def flops(self, staged: bool) -> dict[str, int]:
-        planner, asked, tokens = self.planner, self.asked, self.text_tokens
+        planner, asked, tokens, image = self.planner, self.asked, self.text_tokens, self.image_tokens
         latents, grid = asked.latent_grid(planner.card), asked.token_grid(planner.card)
         count = asked.num_videos_per_prompt
-        forward = profile.transformer_flops(planner.transformer, grid, tokens)
+        forward = profile.transformer_flops(planner.transformer, grid, tokens, image)
         forwards = sum(1 if step.scale is None else 2 for step in self.guidance)
-        contexts = self.experts * len(self.prompts) * profile.context_flops(planner.transformer, tokens)
+        contexts = self.experts * len(self.prompts) * profile.context_flops(planner.transformer, tokens, image)
         found = {"text": len(self.prompts) * profile.text_encoder_flops(planner.text_encoder, tokens)}
         if asked.image is not None:
             found["image"] = profile.vae_encode_flops(planner.vae, self._encoded(asked.pixel_grid()))
@@ -301,32 +318,57 @@ def _choices(case: Case) -> tuple[OpChoice, ...]:
     """What runs each op that the networks call for ``case``, as they say themselves."""
     import torch
 
-    from glimt.models.linear import OPS, library
     from glimt.models.wan import transformer, vae_ops
-    from glimt_kernels import inventory, wants_references
+    from glimt_kernels import wants_references
+    from glimt_kernels.linear import onednn
 
-    name, reasons = library(case)
-    choices = [OpChoice(op, name, tuple(f"{op}: onednn cannot run here: {reason}" for reason in reasons)) for op in OPS]
-    wanted = dict.fromkeys((*transformer.kernels_used(case), *vae_ops.kernels_used(case)), case)
+    name, reasons = onednn.library(case)
+    passed_over = tuple(f"convolution: onednn cannot run here: {reason}" for reason in reasons)
+    linear = OpChoice("linear", "aten") if wants_references() else _choice("linear", _linear_cases(case))
+    choices = [linear, OpChoice("convolution", name, passed_over)]
+    wanted = dict.fromkeys((*transformer.kernels_used(), *vae_ops.kernels_used(case)), case)
     wanted["frames_to_uint8"] = case._replace(dtype=torch.float32)  # pixels are float32 whatever made them
     for op, its_case in wanted.items():
-        choice = _choice([row for row in inventory(its_case) if row["op"] == op], case.device)
+        choice = _choice(op, [its_case])
         choices.append(replace(choice, passed_over=()) if wants_references() else choice)
     return tuple(choices)
 
 
-def _choice(rows: list[dict[str, Any]], device: str) -> OpChoice:
-    """From an op's rows of the inventory, best first: what is chosen, and what stands before it that cannot run.
+def _linear_cases(case: Case) -> list[Case]:
+    """A product alone, and one that adds a gated residual: on a GPU one may run by a library and the other not."""
+    from glimt_kernels.linear.call import DTYPES, Call
 
-    An implementation for another kind of device is not passed over: it was never meant for this one.
+    plain = Call(dtype=DTYPES.index(case.dtype)) if case.dtype in DTYPES else Call()
+    return [case._replace(sizes=call) for call in (plain, plain._replace(gate=1, residual=1))]
+
+
+def _choice(op: str, cases: Sequence[Case]) -> OpChoice:
+    """What is chosen for calls of an op, joined where it is not the same, and what stands before it that cannot run.
+
+    An implementation for another kind of device or dtype is not passed over: it was never meant for this one; nor is
+    one that lets a better one go first.
     """
-    op, chosen = rows[0]["op"], next(i for i, row in enumerate(rows) if row["chosen"])
-    passed = tuple(
-        f"{op}: {row['impl']} cannot run here: {'; '.join(row['reasons'])}"
-        for row in rows[:chosen]
-        if row["impl"] in _IMPLS[device] and row["reasons"]
-    )
-    return OpChoice(op, rows[chosen]["impl"], passed)
+    from glimt_kernels.dispatch import candidates, select, unsupported_reasons
+
+    impls: dict[str, None] = {}
+    passed: dict[str, None] = {}
+    for case in cases:
+        chosen = select(op, case)
+        impls[chosen.impl] = None
+        for candidate in candidates(op)[: candidates(op).index(chosen)]:
+            why = unsupported_reasons(candidate, case)
+            if why and candidate.impl in _meant_for(case):
+                passed[f"{op}: {candidate.impl} cannot run here: {'; '.join(why)}"] = None
+    return OpChoice(op, " + ".join(impls), tuple(passed))
+
+
+def _meant_for(case: Case) -> tuple[str, ...]:
+    """Implementations that are made for such a device and dtype."""
+    import torch
+
+    if case.device != "cpu":
+        return ("cuda", "triton")
+    return ("native", "onednn") if case.dtype == torch.float32 else ()
 
 
 def _notes(asked: ResolvedRequest, prompts: Mapping[str, TokenizedPrompt]) -> Iterator[str]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from glimt.errors import MemoryBudgetError
 from glimt.memory import Budget
+from glimt.plan.floor import ForwardPlan
 from glimt.request import ResolvedRequest
 from glimt.sampling.guidance import StepGuidance
 from glimt.sampling.schedule import Schedule
@@ -40,7 +41,10 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class OpChoice:
-    """Which implementation of an op runs, in the plan's dtype, and why better ones do not."""
+    """Which implementation of an op runs, in the plan's dtype, and why better ones do not.
+
+    Where calls of one op run by different ones ``impl`` names all, joined by " + ".
+    """
 
     op: str
     impl: str
@@ -58,6 +62,7 @@ class GenerationPlan:
         schedule: sigmas and timesteps. ``guidance``: expert and scale of each step.
         device, dtype, backend, quality: where and how.
         ops: the implementation of each op.
+        forward: what one forward of the transformer computes and moves, and its floor on this GPU.
         stages: in order. ``rate_source``: where the estimates of seconds come from.
         weights_bytes: of each component. ``staged``: components are let go of when their stage is over, because
             they do not fit together.
@@ -83,6 +88,7 @@ class GenerationPlan:
     quality: str
     ops: tuple[OpChoice, ...]
     stages: tuple[StagePlan, ...]
+    forward: ForwardPlan
     rate_source: str
     weights_bytes: dict[str, int]
     staged: bool
@@ -176,6 +182,7 @@ class GenerationPlan:
             "implementations": self.implementations,
             "fallbacks": list(self.fallbacks),
             "stages": {stage.name: asdict(stage) for stage in self.stages},
+            "forward": asdict(self.forward),
             "seconds": self.seconds,
             "seconds_source": self.rate_source,
             "peak_bytes": self.peak_bytes,
@@ -191,7 +198,7 @@ class GenerationPlan:
         }
 
     def __str__(self) -> str:
-        return "\n".join([*_lines(self), "", *_stage_table(self), "", *_verdict(self)])
+        return "\n".join([*_lines(self), "", *_stage_table(self), "", *_forward(self), "", *_verdict(self)])
 
 
 def _lines(plan: GenerationPlan) -> list[str]:
@@ -234,6 +241,21 @@ def _stage_table(plan: GenerationPlan) -> list[str]:
     ]
     total = sum(stage.flops for stage in plan.stages)
     return [*rows, f"{'whole':<10}{total / 1e12:>10.3f}{plan.seconds:>10.2f}{_size(plan.peak_bytes):>14}"]
+
+
+def _forward(plan: GenerationPlan) -> list[str]:
+    forward, moved = plan.forward, plan.forward.bytes
+    flops = forward.matrix_flops + forward.attention_flops
+    work = (
+        f"{flops / 1e12:.3f} TFLOP (products {forward.matrix_flops / 1e12:.3f}, attention "
+        f"{forward.attention_flops / 1e12:.3f}); moves {_size(moved.total)} by fused kernels (products "
+        f"{_size(moved.matrix)}, attention {_size(moved.attention)}, the rest {_size(moved.other)})"
+    )
+    floor = forward.floor_source
+    if forward.floor_s is not None:
+        all_s = forward.floor_s * plan.forwards
+        floor = f"{forward.floor_s:.3f} s, {all_s:.2f} s for {plan.forwards}: {floor}"
+    return [f"{'forward':<10}{work}", f"{'floor':<10}{floor}"]
 
 
 def _verdict(plan: GenerationPlan) -> list[str]:

@@ -22,13 +22,15 @@ class Kind:
     """How a class of component is built and filled.
 
     ``keep_in_fp32`` and ``ignore`` are parts of tensors' dotted names (see :func:`glimt.weights.assign.load_into`);
-    ``half_only`` restricts the first to float16, whose range is the reason.
+    ``half_only`` restricts the first to float16, whose range is the reason. ``settle`` is called with the filled module
+    where it is not on a CPU.
     """
 
     build: Callable[[Mapping[str, Any]], nn.Module]
     keep_in_fp32: Collection[str] = ()
     half_only: bool = False
     ignore: Collection[str] = ()
+    settle: Callable[[Any], None] | None = None
 
 
 def load(
@@ -53,6 +55,8 @@ def load(
         keep_in_fp32=keep,
         ignore=kind.ignore,
     )
+    if kind.settle is not None and torch.device(device).type != "cpu":
+        kind.settle(module)
     return module.to(device).eval()  # buffers that are in no file follow here
 
 
@@ -145,11 +149,11 @@ def _names(component: Component, given: Collection[str], module: nn.Module) -> d
 
 
 def _kinds() -> dict[str, Kind]:
-    from glimt.models.wan.transformer import KEEP_IN_FP32
+    from glimt.models.wan.transformer import KEEP_IN_FP32, WanTransformer
 
     # Diffusers' own files of Wan 2.1 I2V carry `norm_added_q`, which no model reads.
     return {
-        "WanTransformer3DModel": Kind(_transformer, KEEP_IN_FP32, ignore=("norm_added_q",)),
+        "WanTransformer3DModel": Kind(_transformer, KEEP_IN_FP32, ignore=("norm_added_q",), settle=WanTransformer.fuse),
         "AutoencoderKLWan": Kind(_vae),
         "UMT5EncoderModel": Kind(_text_encoder, ("wo",), half_only=True),
         "CLIPVisionModel": Kind(_image_encoder, ignore=("position_ids", "visual_projection")),

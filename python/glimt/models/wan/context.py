@@ -58,21 +58,24 @@ class TextContext:
 class Modulation:
     """Time embedding ``temb [B, G, D]`` and its six-fold projection ``proj [B, G, 6, D]``.
 
+    ``tables [layers, 6, D]`` float32 is what the blocks add to ``proj``, where it was gathered beforehand.
     G groups of N / G consecutive tokens share a timestep: 1 (one for all), f (one per latent frame) or N (one per
     token).
     """
 
     temb: Tensor
     proj: Tensor
+    tables: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class TimeContext:
-    """The timestep MLP of a whole schedule: ``temb [S, D]``, ``proj [S, 6, D]``."""
+    """The timestep MLP of a whole schedule: ``temb [S, D]``, ``proj [S, 6, D]``; ``tables`` as in a Modulation."""
 
     temb: Tensor
     proj: Tensor
+    tables: Tensor | None = None
 
     def at(self, index: Tensor) -> Modulation:
         """Rows ``index [B, G]`` (integers into the schedule) as a Modulation."""
-        return Modulation(self.temb[index], self.proj[index])
+        return Modulation(self.temb[index], self.proj[index], self.tables)

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from glimt.models.linear import Linear, linear_gelu
+from glimt.models.linear import Linear, fuses
 from glimt.models.wan.config import WanTransformerConfig
+from glimt_kernels import layer_norm, rms_norm
 
 
 class RmsNorm(nn.Module):
@@ -21,6 +22,8 @@ class RmsNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        if fuses(x):
+            return rms_norm(x, self.weight, self.eps)
         return F.rms_norm(x.float(), x.shape[-1:], self.weight.float(), self.eps).to(x.dtype)
 
 
@@ -28,6 +31,8 @@ class Fp32LayerNorm(nn.LayerNorm):
     """LayerNorm in float32 whatever the dtype of ``x``, which the result has again."""
 
     def forward(self, x: Tensor) -> Tensor:
+        if fuses(x) and self.weight is not None and self.bias is not None:
+            return layer_norm(x, self.weight, self.bias, self.eps)
         weight = None if self.weight is None else self.weight.float()
         bias = None if self.bias is None else self.bias.float()
         return F.layer_norm(x.float(), self.normalized_shape, weight, bias, self.eps).to(x.dtype)
@@ -40,17 +45,19 @@ class _Projection(nn.Module):
 
 
 class Mlp(nn.Module):
-    """``linear(gelu(linear(x)))``; ``approximate`` is that of ``F.gelu``."""
+    """``residual + gate * linear(gelu(linear(x)))``, the first two where given; ``approximate``: see ``F.gelu``."""
 
     def __init__(self, width: int, hidden: int, out: int, approximate: str) -> None:
         super().__init__()
         self.net = nn.ModuleList([_Projection(width, hidden), nn.Identity(), Linear(hidden, out)])
         self.approximate = approximate
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *, gate: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
         first, last = self.net[0], self.net[2]
         assert isinstance(first, _Projection) and isinstance(last, Linear)
-        return last(linear_gelu(x, first.proj.weight, first.proj.bias, self.approximate))
+        inner: Tensor = first.proj(x, gelu=self.approximate)
+        out: Tensor = last(inner, gate=gate, residual=residual)
+        return out
 
 
 class TwoLinears(nn.Module):

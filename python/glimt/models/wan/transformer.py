@@ -5,6 +5,11 @@
             x += cross_attention(norm2(x), text)
             x += gate2 * mlp(modulate2(norm3(x)))
 
+In inference a block is 13 launches on a GPU: (1) norm and modulation, (2) one product for q, k and v, (3) their norm
+and rotation, (4) attention, (5) a product that adds gate and residual, (6) norm2, (7) a product, (8) norm of q,
+(9) attention, (10) a product that adds the residual, (11) norm and modulation, (12) a product with GELU, (13) a product
+that adds gate and residual. With gradients, under autocast and in exact runs PyTorch computes the same op by op.
+
 Parameter names are those of Diffusers' ``WanTransformer3DModel``. What depends only on the prompt, the schedule or the
 grid is computed once per request: :meth:`WanTransformer.prepare_text`, :meth:`WanTransformer.prepare_time` and
 :func:`glimt.models.wan.rope.rope_tables`; ``forward`` takes either those or the raw tensors. Differentiable throughout.
@@ -14,19 +19,19 @@ Source: "Wan: Open and Advanced Large-Scale Video Generative Models" (arXiv:2503
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from glimt.models.linear import Linear, linear
+from glimt.models.linear import Linear, fuses, linear
 from glimt.models.wan.config import WanTransformerConfig
 from glimt.models.wan.context import CrossContext, FoldedText, Modulation, TextContext, TimeContext, fold_padding
 from glimt.models.wan.layers import ConditionEmbedder, Fp32LayerNorm, Mlp, RmsNorm
 from glimt.models.wan.rope import RopeTables, rope_tables, rotate
-from glimt_kernels import Case, ada_norm, qk_norm_rope, wants_references
+from glimt_kernels import ada_norm, attention, qk_norm_rope, wants_references
 
 __all__ = [
     "KEEP_IN_FP32",
@@ -78,15 +83,47 @@ class Attention(nn.Module):
 class SelfAttention(Attention):
     """Attention among the video tokens, with rotary positions."""
 
-    def forward(self, x: Tensor, rope: RopeTables) -> Tensor:
-        q, k, v = (self.split(layer(x)) for layer in (self.to_q, self.to_k, self.to_v))
+    def forward(self, x: Tensor, rope: RopeTables, gate: Tensor, residual: Tensor) -> Tensor:
+        """``residual + gate * attention(x)``."""
+        q, k, v = (self.split(part) for part in self.project(x))
         if fuses(x):
             weights = self.norm_q.weight, self.norm_k.weight
             q, k = qk_norm_rope(q, k, *weights, rope.cos, rope.sin, self.norm_q.eps)
         else:
             q = rotate(self.split(self.norm_q(q.flatten(2))), rope)
             k = rotate(self.split(self.norm_k(k.flatten(2))), rope)
-        return self.to_out[0](attend(q, k, v))
+        out: Tensor = self.to_out[0](attend(q, k, v), gate=gate, residual=residual)
+        return out
+
+    def project(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Queries, keys and values ``[B, N, D]``: in one product where :meth:`fuse` has laid the weights together."""
+        layers = (self.to_q, self.to_k, self.to_v)
+        if fuses(x):
+            weight, bias = (_together([getattr(layer, name) for layer in layers]) for name in ("weight", "bias"))
+            if weight is not None and bias is not None:
+                return linear(x, weight, bias).chunk(3, dim=-1)
+        return tuple(layer(x) for layer in layers)
+
+    def fuse(self) -> None:
+        """Lay the weights of q, k and v one after the other in memory; names and values stay what they are."""
+        layers = (self.to_q, self.to_k, self.to_v)
+        for name in ("weight", "bias"):
+            parts = [getattr(layer, name) for layer in layers]
+            whole = torch.cat([part.detach() for part in parts])
+            for layer, part, view in zip(layers, parts, whole.chunk(3), strict=True):
+                setattr(layer, name, nn.Parameter(view, requires_grad=part.requires_grad))
+
+
+def _together(parts: Sequence[Tensor]) -> Tensor | None:
+    """The one tensor whose equal parts along the first axis ``parts`` are, if they lie so in memory; no copy."""
+    first, size = parts[0], parts[0].numel()
+    for i, part in enumerate(parts):
+        same = part.shape == first.shape and part.dtype == first.dtype and part.is_contiguous()
+        if not same or part.storage_offset() != first.storage_offset() + i * size:
+            return None
+        if part.untyped_storage() is not first.untyped_storage():
+            return None
+    return first.as_strided((len(parts) * first.shape[0], *first.shape[1:]), first.stride())
 
 
 class CrossAttention(Attention):
@@ -100,12 +137,14 @@ class CrossAttention(Attention):
         k_image = self.split(self.norm_added_k(self.add_k_proj(image)))
         return CrossContext(k, v, bias, k_image, self.split(self.add_v_proj(image)))
 
-    def forward(self, x: Tensor, context: CrossContext) -> Tensor:
+    def forward(self, x: Tensor, context: CrossContext, residual: Tensor) -> Tensor:
+        """``residual + attention(x, context)``."""
         q = self.split(self.norm_q(self.to_q(x)))
         out = attend(q, context.k, context.v, context.bias)
         if context.k_image is not None and context.v_image is not None:
             out = out + attend(q, context.k_image, context.v_image)
-        return self.to_out[0](out)
+        result: Tensor = self.to_out[0](out, residual=residual)
+        return result
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -113,22 +152,18 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tenso
 
     ``q [B, N, heads, head_dim]``, ``k`` and ``v [B, L, heads, head_dim]``, ``bias [B, L]`` per key -> ``[B, N, D]``.
     """
+    if fuses(q):
+        return attention(q, k.to(q.dtype), v.to(q.dtype), bias=bias).flatten(2)
     mask = None if bias is None else bias[:, None, None, :].to(q.dtype)
     q, k, v = q.transpose(1, 2), k.to(q.dtype).transpose(1, 2), v.to(q.dtype).transpose(1, 2)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
 
 
-def fuses(x: Tensor) -> bool:
-    """Whether norms run in one pass with what surrounds them: inference in float32, where that rounds the same."""
-    if torch.is_grad_enabled() or (not x.is_meta and torch.is_autocast_enabled(x.device.type)):
-        return False
-    return bool(kernels_used(Case(x.device.type, x.dtype)))
-
-
-def kernels_used(case: Case) -> tuple[str, ...]:
-    """The ops of ``glimt_kernels`` that inference calls for ``case``."""
-    fused = case.dtype == torch.float32 and not wants_references()
-    return ("qk_norm_rope", "ada_norm", "gated_ada_norm") if fused else ()
+def kernels_used() -> tuple[str, ...]:
+    """The ops of ``glimt_kernels`` that inference calls, products apart."""
+    if wants_references():
+        return ()
+    return ("ada_norm", "attention", "layer_norm", "qk_norm_rope", "rms_norm")
 
 
 def _grouped(x: Tensor, groups: int) -> Tensor:
@@ -149,28 +184,9 @@ def norm_modulate(x: Tensor, norm: Fp32LayerNorm, shift: Tensor, scale: Tensor) 
     return ada_norm(groups, scale.view(-1, 1, x.shape[2]), shift.view(-1, 1, x.shape[2]), norm.eps).view(x.shape)
 
 
-def add_norm_modulate(x: Tensor, y: Tensor, norm: Fp32LayerNorm, shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """``(modulate(norm(x + y)), x + y)``."""
-    if not fuses(x):
-        x = x + y
-        return norm_modulate(x, norm, shift, scale), x
-    groups, width = scale.shape[1], x.shape[2]
-    normed, total = ada_norm(
-        _as_rows(y, groups), scale.view(-1, 1, width), shift.view(-1, 1, width), norm.eps, None, _as_rows(x, groups)
-    )
-    return normed.view(x.shape), total.view(x.shape)
-
-
 def _as_rows(x: Tensor, groups: int) -> Tensor:
     """``[B, N, D] -> [B G, N / G, D]``: one row per group of tokens that share a timestep."""
     return x.view(x.shape[0] * groups, -1, x.shape[2])
-
-
-def gated_add(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
-    """``x + y * gate`` in float32, with ``x, y [B, N, D]`` and per-group ``gate [B, G, D]``; in the dtype of ``x``."""
-    groups = gate.shape[1]
-    out = torch.addcmul(_grouped(x.float(), groups), _grouped(y.float(), groups), gate[:, :, None])
-    return out.flatten(1, 2).to(x.dtype)
 
 
 class Block(nn.Module):
@@ -187,15 +203,23 @@ class Block(nn.Module):
         self.norm3 = Fp32LayerNorm(width, config.eps, elementwise_affine=False)
         self.scale_shift_table = nn.Parameter(torch.randn(1, 6, width) / width**0.5)
 
-    def forward(self, x: Tensor, context: CrossContext, proj: Tensor, rope: RopeTables) -> Tensor:
-        """``x [B, N, D]``, ``proj [B, G, 6, D]`` -> ``[B', N, D]``, B' the batch of ``context``: a multiple of B."""
-        shift1, scale1, gate1, shift2, scale2, gate2 = (self.scale_shift_table[None] + proj.float()).unbind(2)
-        x = gated_add(x, self.attn1(norm_modulate(x, self.norm1, shift1, scale1), rope), gate1)
+    def forward(self, x: Tensor, context: CrossContext, modulation: Tensor, rope: RopeTables) -> Tensor:
+        """``x [B, N, D]``, ``modulation [B', G, 6, D]`` -> ``[B', N, D]``: B', the batch of ``context``, is n B."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation.unbind(2)
+        mine = slice(x.shape[0])
+        y = norm_modulate(x, self.norm1, shift1[mine], scale1[mine])
+        x = self.attn1(y, rope, gate1[mine], x)
         # Only from here do prompts make a difference: guided and unguided rows shared all the work above.
-        rows = context.k.shape[0] // x.shape[0]
-        x, shift2, scale2, gate2 = (_repeat(tensor, rows) for tensor in (x, shift2, scale2, gate2))
-        y, x = add_norm_modulate(x, self.attn2(self.norm2(x), context), self.norm3, shift2, scale2)
-        return gated_add(x, self.ffn(y), gate2)
+        x = _repeat(x, context.k.shape[0] // x.shape[0])
+        x = self.attn2(self.norm2(x), context, x)
+        y = norm_modulate(x, self.norm3, shift2, scale2)
+        return self.ffn(y, gate=gate2, residual=x)
+
+
+def _batch(text: Tensor | FoldedText | TextContext) -> int:
+    if isinstance(text, TextContext):
+        return text.layers[0].k.shape[0]
+    return (text.tokens if isinstance(text, FoldedText) else text).shape[0]
 
 
 def _repeat(x: Tensor, rows: int) -> Tensor:
@@ -232,8 +256,16 @@ class WanTransformer(nn.Module):
         return TextContext(tuple(block.attn2.context(tokens, bias, image) for block in self._blocks()))
 
     def prepare_time(self, timesteps: Tensor) -> TimeContext:
-        """The timestep MLP of every value in ``timesteps [S]``, once per request."""
-        return TimeContext(*self.condition_embedder.time(timesteps))
+        """The timestep MLP of every value in ``timesteps [S]`` and the blocks' tables, once per request."""
+        return TimeContext(*self.condition_embedder.time(timesteps), self._tables())
+
+    def fuse(self) -> None:
+        """Lay the weights of q, k and v of every self-attention together, for one product instead of three.
+
+        On a CPU three are as good; and there weights may be a file's own pages, of which this would make copies.
+        """
+        for block in self._blocks():
+            block.attn1.fuse()
 
     def forward(
         self,
@@ -253,11 +285,11 @@ class WanTransformer(nn.Module):
         grid = self.grid(latents)
         rope = rope or rope_tables(self.config.attention_head_dim, grid).to(latents.device)
         time = timestep if isinstance(timestep, Modulation) else self._modulation(timestep)
-        x, proj, temb = self._patchify(latents), time.proj, time.temb
-        for block, context in zip(self._blocks(), self._contexts(text, image), strict=True):
-            x, rows = block(x, context, proj, rope), x.shape[0]
-            proj, temb = _repeat(proj, x.shape[0] // rows), _repeat(temb, x.shape[0] // rows)
-        shift, scale = (self.scale_shift_table[None] + temb[:, :, None].float()).unbind(2)
+        x, rows = self._patchify(latents), _batch(text) // latents.shape[0]
+        modulations = self._modulations(time, rows, x.shape[1])
+        for block, context, modulation in zip(self._blocks(), self._contexts(text, image), modulations, strict=True):
+            x = block(x, context, modulation, rope)
+        shift, scale = (self.scale_shift_table.float() + _repeat(time.temb, rows)[:, :, None]).unbind(2)
         x = norm_modulate(x, self.norm_out, shift, scale)
         return self._unpatchify(self.proj_out(x), grid)
 
@@ -266,6 +298,18 @@ class WanTransformer(nn.Module):
 
     def _modulation(self, timestep: Tensor) -> Modulation:
         return Modulation(*self.condition_embedder.time(timestep if timestep.ndim == 2 else timestep[:, None]))
+
+    def _tables(self) -> Tensor:
+        """The blocks' ``scale_shift_table``: ``[layers, 6, D]`` float32."""
+        return torch.cat([block.scale_shift_table.float() for block in self._blocks()])
+
+    def _modulations(self, time: Modulation, rows: int, tokens: int) -> Iterable[Tensor]:
+        """``[B rows, G, 6, D]`` float32 of each block: all in one sum, unless every token has a timestep of its own."""
+        proj = _repeat(time.proj, rows)
+        if not fuses(proj) or proj.shape[1] == tokens:
+            return (block.scale_shift_table.float() + proj for block in self._blocks())
+        tables = self._tables() if time.tables is None else time.tables
+        return (tables[:, None, None] + proj).unbind(0)
 
     def _contexts(self, text: Tensor | FoldedText | TextContext, image: Tensor | None) -> Iterable[CrossContext]:
         if isinstance(text, TextContext):

@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from glimt.models.linear import library, runs_onednn
 from glimt_kernels import Case, rms_norm_silu
+from glimt_kernels.linear.onednn import library, runs_onednn
 
 Triple = tuple[int, int, int]
 CHANNELS_LAST = torch.channels_last_3d
