@@ -36,6 +36,7 @@ TABLE = Path(__file__).with_name("resources.jsonl")
 MODULES = (
     "ada_norm",
     "attention",
+    "attention_8bit",
     "chunk_attention",
     "frames_to_uint8",
     "guidance_step",
