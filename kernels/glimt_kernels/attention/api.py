@@ -73,7 +73,8 @@ def attention(
         bias: [B, L] floating, added to the logits of a key; -inf masks it, and log(n) counts it n times.
         return_lse: whether to give the natural log of the sum of the exponentiated logits as well.
         out: [B, N, heads, head_dim] of q's dtype; written and returned instead of a new tensor.
-        impl: "triton", "flash_attn", "cudnn", "sdpa", "sage", "eight_bit" or "reference" instead of the chosen implementation.
+        impl: "triton", "flash_attn", "cudnn", "sdpa", "sage", "eight_bit" or "reference" instead of the chosen
+            implementation.
 
     Returns:
         [B, N, heads, head_dim], contiguous, the dtype of q; computed in float32 (float64 for float64). Zeros in a

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from glimt_kernels.attention.call import call_of, dtype_of, into
 from glimt_kernels.attention_8bit.api import Call, attention_8bit, preferred, triton_reasons_of
-from glimt_kernels.attention_8bit.quantize import FP8
 from glimt_kernels.dispatch import Case
+from glimt_kernels.quantize_qkv.api import FP8
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None, out: Tensor | None = None) -> Tensor:

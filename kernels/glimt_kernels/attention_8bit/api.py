@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from glimt_kernels.attention_8bit import reference, triton
-from glimt_kernels.attention_8bit.quantize import FP8, check_block, quantize_blocks, quantize_channels
 from glimt_kernels.dispatch import Candidate, Case, case_of, define
 from glimt_kernels.eight_bit.reference import LIMITS
+from glimt_kernels.quantize_qkv.api import FP8, check_block, quantize_blocks, quantize_channels
 from glimt_kernels.triton_env import reluctance, triton_reasons
 
 # Of each 16-bit or 8-bit format of the values, with int8 or fp8 queries and keys: what a picture loses. Computed by

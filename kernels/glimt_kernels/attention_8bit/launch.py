@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from glimt_kernels.attention.call import chip
-from glimt_kernels.attention_8bit.reference import tokens_last
+from glimt_kernels.quantize_qkv.reference import tokens_last
 from glimt_kernels.triton_env import ARCHS, Build, power_of_2
 
 FP8 = torch.float8_e4m3fn

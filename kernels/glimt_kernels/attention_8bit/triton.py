@@ -26,7 +26,6 @@ from torch import Tensor
 from glimt_kernels.attention.launch import rows, steps
 from glimt_kernels.attention.triton import LOG2_E, finish, rows_of
 from glimt_kernels.attention_8bit.launch import builds, constants, tiles, tokens_together
-from glimt_kernels.attention_8bit.quantize_triton import BUILDS as QUANTIZER_BUILDS
 from glimt_kernels.dispatch import case_of
 from glimt_kernels.eight_bit.triton import to_fp8_grid
 from glimt_kernels.triton_env import jit, on_device_of, tl
@@ -285,4 +284,4 @@ def _launch(
         )
 
 
-BUILDS = [*builds(_kernel), *QUANTIZER_BUILDS]
+BUILDS = list(builds(_kernel))

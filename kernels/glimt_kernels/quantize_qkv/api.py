@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from glimt_kernels.attention_8bit import quantize_triton, reference
 from glimt_kernels.dispatch import Candidate, Case, define
 from glimt_kernels.eight_bit.reference import arch_reasons, check_dtype
+from glimt_kernels.quantize_qkv import reference, triton
 from glimt_kernels.triton_env import reluctance, triton_reasons
 
 BLOCKS = (64, 128)
@@ -103,13 +103,21 @@ def _sizes_blocks(x: Tensor, mean: Tensor | None, block: int, dtype: torch.dtype
 
 
 def _sizes_channels(v: Tensor) -> tuple[int, ...]:
-    return v.shape[3], 1
+    return (v.shape[3],)
 
 
-def _reasons(case: Case) -> list[str]:
+def _reasons_blocks(case: Case) -> list[str]:
     head_dim, fp8 = case.sizes or (128, 0)
+    return _reasons(case, head_dim, FP8 if fp8 else torch.int8)
+
+
+def _reasons_channels(case: Case) -> list[str]:
+    return _reasons(case, case.sizes[0] if case.sizes else 128, FP8)
+
+
+def _reasons(case: Case, head_dim: int, dtype: torch.dtype) -> list[str]:
     wide = case._replace(dtype=torch.float32 if case.dtype is None else case.dtype)
-    found = triton_reasons(wide) + arch_reasons(case.arch, FP8 if fp8 else torch.int8)
+    found = triton_reasons(wide) + arch_reasons(case.arch, dtype)
     if head_dim > 256:
         found.append(f"it takes a head_dim of at most 256, found {head_dim}")
     return found
@@ -119,7 +127,7 @@ TO_BLOCKS = define(
     "quantize_blocks",
     "(Tensor x, Tensor? mean, int block, ScalarType dtype) -> (Tensor, Tensor)",
     [
-        Candidate("quantize_blocks", "triton", quantize_triton.quantize_blocks, _reasons, reluctance),
+        Candidate("quantize_blocks", "triton", triton.quantize_blocks, _reasons_blocks, reluctance),
         Candidate("quantize_blocks", "reference", reference.quantize_blocks),
     ],
     _fake_blocks,
@@ -130,7 +138,7 @@ TO_CHANNELS = define(
     "quantize_channels",
     "(Tensor v) -> (Tensor, Tensor)",
     [
-        Candidate("quantize_channels", "triton", quantize_triton.quantize_channels, _reasons, reluctance),
+        Candidate("quantize_channels", "triton", triton.quantize_channels, _reasons_channels, reluctance),
         Candidate("quantize_channels", "reference", reference.quantize_channels),
     ],
     _fake_channels,

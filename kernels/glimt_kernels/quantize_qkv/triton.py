@@ -13,8 +13,8 @@ from torch import Tensor
 
 from glimt_kernels.attention.launch import rows, steps
 from glimt_kernels.attention.triton import rows_of
-from glimt_kernels.attention_8bit.reference import empty_tokens_last
 from glimt_kernels.eight_bit.triton import FORMAT_ARCHS, POINTERS, levels, magnitude, scale_of
+from glimt_kernels.quantize_qkv.reference import empty_tokens_last
 from glimt_kernels.triton_env import Build, jit, on_device_of, power_of_2, tl
 
 # Tokens of a program of quantize_channels.
