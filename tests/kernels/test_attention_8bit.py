@@ -24,11 +24,18 @@ FORMATS = [(INT8, FP8), (INT8, FP16), (FP8, FP8)]
 Levels = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, "Tensor | None"]
 
 
-def rounded(q: Tensor, k: Tensor, v: Tensor, formats: tuple[torch.dtype, torch.dtype], block: int = 128) -> Levels:
+def rounded(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    formats: tuple[torch.dtype, torch.dtype],
+    block: int = 128,
+    mean: Tensor | None = None,
+) -> Levels:
     qk, pv = formats
     values = quantize_channels(v, impl="reference") if pv == FP8 else (v.to(pv), None)
-    pairs = (quantize_blocks(x.float(), block=block, dtype=qk, impl="reference") for x in (q, k))
-    return (*next(pairs), *next(pairs), *values)
+    queries = quantize_blocks(q.float(), block=block, dtype=qk, impl="reference")
+    return (*queries, *quantize_blocks(k.float(), mean=mean, block=block, dtype=qk, impl="reference"), *values)
 
 
 def in_their_formats(
@@ -65,11 +72,11 @@ def on_chip(monkeypatch: pytest.MonkeyPatch, arch: int) -> None:
     monkeypatch.setattr(triton, "tiles", lambda _, *rest: real(arch, *rest))
 
 
-def with_sink(at: int, bits: float, keys: int = 263) -> list[Tensor]:
+def with_sink(at: int, bits: float, tokens: int = 9, keys: int = 263, head_dim: int = 64) -> list[Tensor]:
     """Queries that all give one key 2^bits times the weight of another, and this key's value is next to nothing."""
-    q, k, v = make(9, keys, 64, torch.float32)
-    towards = torch.nn.functional.normalize(random(1, 1, HEADS, 64, seed=9), dim=-1)
-    k[:, at] = towards[:, 0] * bits * math.log(2) * 2
+    q, k, v = make(tokens, keys, head_dim, torch.float32)
+    towards = torch.nn.functional.normalize(random(1, 1, HEADS, head_dim, seed=9), dim=-1)
+    k[:, at] = towards[:, 0] * bits * math.log(2) * head_dim**0.5 / 4
     v[:, at] *= 0.01
     return [q + 4 * towards, k, v]
 
@@ -133,10 +140,10 @@ def errors(x: Tensor, exact: Tensor) -> tuple[float, float]:
     return difference.norm().item(), difference.abs().max().item()
 
 
-def everything() -> dict[str, list[Tensor]]:
-    found = inputs(65, 131, 64, torch.float32)
-    found["plain"] = make(65, 131, 64, torch.float32)
-    found["sink at the start"] = with_sink(0, 10)
+def everything(tokens: int = 65, keys: int = 131, head_dim: int = 64) -> dict[str, list[Tensor]]:
+    found = {"plain": make(tokens, keys, head_dim, torch.float32), **inputs(tokens, keys, head_dim, torch.float32)}
+    found["sink of no value"] = with_sink(0, 10, tokens, keys, head_dim)
+    found["peaked"] = [found["plain"][0] * 3, *found["plain"][1:]]
     return {name: x for name, x in found.items() if name not in ("zeros", "one v", "denormals")}
 
 
@@ -377,3 +384,22 @@ def test_each_launch_shape_is_built() -> None:
         if build.op == "attention_8bit":  # a block of keys has one scale
             assert build.constants["GROUP"] % build.constants["BLOCK_N"] == 0
     assert launch.tiles(121, INT8, FP8, 128, 128) == launch.tiles(120, INT8, FP8, 128, 128)
+
+
+def table(tokens: int = 1024, head_dim: int = 128) -> str:
+    """README's table of errors: relative L2 against float64, inputs in bfloat16, weights rounded as in the kernel."""
+    columns = ["PyTorch", *("+".join(str(x).removeprefix("torch.") for x in pair) for pair in FORMATS), "not centred"]
+    lines = [f"| {' | '.join(['inputs', *columns])} |", "|---" * (len(columns) + 1) + "|"]
+    for name, tensors in everything(tokens, tokens, head_dim).items():
+        q, k, v = (x.bfloat16() for x in tensors)
+        exact = attention(q.double(), k.double(), v.double(), impl="reference")
+        mean = k[:, :: api.SAMPLED].mean(1, dtype=torch.float32)
+        found = [attention(q, k, v, impl="sdpa"), *(in_their_formats(rounded(q, k, v, f, mean=mean)) for f in FORMATS)]
+        found.append(in_their_formats(rounded(q, k, v, FORMATS[0])))
+        relative = [errors(x, exact)[0] / exact.norm().item() for x in found]
+        lines.append(f"| {name} | {' | '.join(f'{x:.2%}' for x in relative)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(table())
