@@ -271,6 +271,27 @@ def test_out_is_written_and_returned(impl: str, monkeypatch: pytest.MonkeyPatch)
         assert torch.equal(out, expected)
 
 
+def test_plain_tensors_in_compiled_and_exported_graphs() -> None:
+    class Module(torch.nn.Module):
+        def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return attention_8bit(q, k, v)
+
+    tensors = tuple(make(5, 7, 32, torch.float32))
+    expected = attention_8bit(*tensors)
+    exported = torch.export.export(Module(), tensors)
+    for name in ("quantize_blocks", "quantize_channels", "attention_8bit"):
+        assert f"glimt.{name}" in exported.graph_module.code
+    for program in (exported.module(), torch.compile(Module(), backend="eager", fullgraph=True)):
+        assert torch.equal(program(*tensors), expected)
+
+
+def test_there_is_no_gradient() -> None:
+    q, k, v = (x.requires_grad_() for x in make(5, 7, 32, torch.float32))
+    bias = torch.zeros(SAMPLES, 7, requires_grad=True)
+    assert not attention_8bit(q, k, v, bias=bias, impl="triton").requires_grad
+    assert not any(x.requires_grad for x in quantize_blocks(k, mean=k.mean(1)))
+
+
 @pytest.mark.parametrize("head_dim", [14, 64])
 @pytest.mark.parametrize("eight", [INT8, FP8], ids=str)
 def test_quantizers_in_triton_give_the_reference(
@@ -354,6 +375,7 @@ def test_what_does_not_fit_is_refused_with_all_that_is_wrong() -> None:
         ),
         (r"bias must be \[2, 5\], found \[2, 4\]", {"bias": torch.zeros(2, 4)}),
         ("bias must be floating", {"bias": torch.zeros(2, 5, dtype=torch.bool)}),
+        (r"q_scale must be float32, found torch\.float16", {"q_scale": qs.half()}),
         ("block 64 or 128, not 32", {"block": 32}),
         ("dtype must be bfloat16, float16 or float32", {"dtype": torch.float64}),
         (r"and that of out; found torch.bfloat16 and out torch.float32", {"out": torch.empty_like(q)}),

@@ -150,10 +150,12 @@ def attention_8bit_levels(
         wrong.append(f"scale must be positive, found {scale}")
     if bias is not None and not bias.is_floating_point():
         wrong.append(f"bias must be floating, found {bias.dtype}")
+    scales = ((name, x) for name, x in tensors.items() if name.endswith("_scale") and x is not None)
+    wrong += [f"{name} must be float32, found {x.dtype}" for name, x in scales if x.dtype != torch.float32]
     if wrong:
         raise ValueError("attention_8bit cannot take this: " + "; ".join(wrong))
-    q, q_scale, k, k_scale, v = (x.detach() for x in (q, q_scale, k, k_scale, v))
-    args = (q, q_scale, k, k_scale, v, v_scale, block, scale, bias, dtype)
+    *levels, key_bias = (None if x is None else x.detach() for x in tensors.values())
+    args = (*levels, block, scale, key_bias, dtype)
     result: Tensor = OP(*args, impl=impl) if out is None else OP.into(out, *args, impl=impl)
     return result
 
