@@ -6,6 +6,7 @@ implementations that :mod:`glimt_kernels.dispatch` chooses among. ``dispatch.inv
 
 from glimt_kernels.ada_norm.api import ada_norm, ada_norm_8bit, gated_ada_norm, gated_ada_norm_8bit
 from glimt_kernels.attention.api import attention
+from glimt_kernels.attention_8bit.api import attention_8bit, attention_8bit_levels
 from glimt_kernels.chunk_attention.api import chunk_attention
 from glimt_kernels.chunk_attention.ring import KvRing
 from glimt_kernels.dispatch import (
@@ -25,7 +26,8 @@ from glimt_kernels.linear_quant.quantize import QuantizedWeight, quantize_weight
 from glimt_kernels.native import instruction_set
 from glimt_kernels.norm.api import layer_norm, rms_norm
 from glimt_kernels.qk_norm_rope.api import qk_norm_rope
-from glimt_kernels.qk_norm_rope_8bit.api import qk_norm_rope_8bit
+from glimt_kernels.qk_norm_rope_8bit.api import estimate_k_mean, qk_norm_rope_8bit
+from glimt_kernels.quantize_qkv.api import quantize_blocks, quantize_channels
 from glimt_kernels.rms_norm_silu.api import rms_norm_silu
 
 __all__ = [
@@ -36,7 +38,10 @@ __all__ = [
     "ada_norm",
     "ada_norm_8bit",
     "attention",
+    "attention_8bit",
+    "attention_8bit_levels",
     "chunk_attention",
+    "estimate_k_mean",
     "frames_to_nv12",
     "frames_to_uint8",
     "gated_ada_norm",
@@ -51,6 +56,8 @@ __all__ = [
     "linear_w8a8",
     "qk_norm_rope",
     "qk_norm_rope_8bit",
+    "quantize_blocks",
+    "quantize_channels",
     "quantize_rows",
     "quantize_weight",
     "references_only",

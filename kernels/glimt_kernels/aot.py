@@ -36,6 +36,7 @@ TABLE = Path(__file__).with_name("resources.jsonl")
 MODULES = (
     "ada_norm",
     "attention",
+    "attention_8bit",
     "chunk_attention",
     "frames_to_uint8",
     "guidance_step",
@@ -44,6 +45,7 @@ MODULES = (
     "norm",
     "qk_norm_rope",
     "qk_norm_rope_8bit",
+    "quantize_qkv",
 )
 # Registers and instructions may move by this much between compiler versions before a row counts as worse.
 TOLERANCE = 1.10

@@ -34,6 +34,13 @@ def multiply(x: Tensor, weight: Tensor, bias: Tensor, gate: Tensor, residual: Te
     return kernels.linear(x, weight, bias, gate=gate, residual=residual)
 
 
+def attend_levels(q: Tensor, q_scale: Tensor, k: Tensor, k_scale: Tensor, v: Tensor, *rest: Any) -> Tensor:
+    v_scale, block, scale, bias, dtype = rest
+    return kernels.attention_8bit_levels(
+        q, q_scale, k, k_scale, v, v_scale, block=block, scale=scale, bias=bias, dtype=dtype
+    )
+
+
 def calls() -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
     """One small call of each op: the public function and its tensors and numbers."""
     theta = random(5, 4, seed=9)
@@ -41,6 +48,7 @@ def calls() -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
     rope = (q, q.flip(1), weight, weight, theta.cos(), theta.sin(), 1e-6)
     x, m = random(2, 5, 16), random(2, 1, 16, seed=2)
     heads = q[:, :3, :1], q[:, 1:, 1:2], q[:, 1:, 2:]
+    levels = [part for x in heads[:2] for part in kernels.quantize_blocks(x)]
     eight_bits = random(8, 16).mul(40).round().to(torch.int8), random(8, seed=1)
     return {
         "rms_norm_silu": (kernels.rms_norm_silu, (random(2, 3, 16), random(16), random(16, seed=1))),
@@ -61,6 +69,9 @@ def calls() -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
         "frames_to_uint8": (kernels.frames_to_uint8, (random(1, 3, 2, 4, 5),)),
         "attention": (attend, (*heads, 0.3, None)),
         "attention_lse": (partial(attend, return_lse=True), (*heads, 0.3, None)),
+        "attention_8bit": (attend_levels, (*levels, heads[2].half(), None, 128, 0.3, None, torch.float32)),
+        "quantize_blocks": (kernels.quantize_blocks, (x.view(2, 5, 2, 8),)),
+        "quantize_channels": (kernels.quantize_channels, (x.view(2, 5, 2, 8),)),
         "chunk_attention": (attend_chunk, (heads[0], heads[0].neg(), *heads[1:], [2, 2, 0, 1], 0.3)),
     }
 
@@ -69,6 +80,7 @@ OPS = sorted(calls())
 # Ops without a gradient.
 INTEGRAL = (
     "ada_norm_8bit",
+    "attention_8bit",
     "frames_to_nv12",
     "frames_to_uint8",
     "gated_ada_norm_8bit",
@@ -76,6 +88,8 @@ INTEGRAL = (
     "linear_w8",
     "linear_w8a8",
     "qk_norm_rope_8bit",
+    "quantize_blocks",
+    "quantize_channels",
     "quantize_rows",
 )
 FLOATING = [op for op in OPS if op not in INTEGRAL]
@@ -85,6 +99,7 @@ REST: dict[str, tuple[Any, ...]] = {
     "ada_norm_8bit": (torch.int8,),
     "guidance_step": ([],),
     "gated_ada_norm_8bit": (torch.int8,),
+    "quantize_blocks": (None, 128, torch.int8),
     "qk_norm_rope_8bit": (False, "interleaved", torch.int8, 128, 1.0, None, None),
 }
 

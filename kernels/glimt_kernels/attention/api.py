@@ -9,7 +9,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from glimt_kernels.attention import cudnn, flash_attn, flashinfer, reference, sage, sdpa, triton
+from glimt_kernels.attention import cudnn, eight_bit, flash_attn, flashinfer, reference, sage, sdpa, triton
 from glimt_kernels.attention.call import call_of, chip, dtype_of, into, sizes
 from glimt_kernels.dispatch import Candidate, Case, Op, define
 from glimt_kernels.triton_env import DTYPES, reluctance, triton_reasons
@@ -73,8 +73,8 @@ def attention(
         bias: [B, L] floating, added to the logits of a key; -inf masks it, and log(n) counts it n times.
         return_lse: whether to give the natural log of the sum of the exponentiated logits as well.
         out: [B, N, heads, head_dim] of q's dtype; written and returned instead of a new tensor.
-        impl: "triton", "flash_attn", "cudnn", "flashinfer", "sdpa", "sage" or "reference" instead of the chosen
-            implementation.
+        impl: "triton", "flash_attn", "cudnn", "flashinfer", "sdpa", "sage", "eight_bit" or "reference" instead of the
+            chosen implementation.
 
     Returns:
         [B, N, heads, head_dim], contiguous, the dtype of q; computed in float32 (float64 for float64). Zeros in a
@@ -183,6 +183,7 @@ ATTENTION: Op = define(
         Candidate("attention", "flashinfer", flashinfer.attention, flashinfer.reasons, _unless_preferred("flashinfer")),
         Candidate("attention", "sdpa", sdpa.attention, sdpa.reasons, _unless_preferred("sdpa")),
         Candidate("attention", "sage", sage.attention, sage.reasons, sage.reluctance),
+        Candidate("attention", "eight_bit", eight_bit.attention, eight_bit.reasons, eight_bit.reluctance),
         Candidate("attention", "reference", _reference),
     ],
     _fake,
@@ -200,7 +201,7 @@ ATTENTION_LSE: Op = define(
     f"{_ARGUMENTS} -> (Tensor, Tensor)",
     [
         Candidate("attention_lse", "triton", triton.attention_lse, _triton_reasons, reluctance),
-        *map(_without_lse, ("flash_attn", "cudnn", "flashinfer", "sdpa", "sage")),
+        *map(_without_lse, ("flash_attn", "cudnn", "flashinfer", "sdpa", "sage", "eight_bit")),
         Candidate("attention_lse", "reference", _reference_lse),
     ],
     _fake_lse,

@@ -19,7 +19,7 @@ FORMAT_ARCHS: Mapping[torch.dtype, tuple[int, ...]] = {
 if INTERPRETED:
 
     @jit
-    def _to_fp8_grid(value):
+    def to_fp8_grid(value):
         """Rounded to what float8_e4m3fn can hold: Triton's interpreter drops the carry when it rounds to 8 bits."""
         bits = value.to(tl.int32, bitcast=True)
         kept = (bits + 0x7FFFF + ((bits >> 20) & 1)) & -0x100000
@@ -29,7 +29,7 @@ if INTERPRETED:
 else:
 
     @jit
-    def _to_fp8_grid(value):
+    def to_fp8_grid(value):
         """As it is: the conversion instruction rounds to nearest, halves to even."""
         return value
 
@@ -56,5 +56,5 @@ def levels(x, inverse, out):
         # 1.5 * 2^23 leaves no bits for a fraction: the sum is rounded, halves to even, and its low byte is the integer.
         level = (value + 12582912.0).to(tl.int32, bitcast=True).to(tl.int8)
     else:
-        level = _to_fp8_grid(value).to(out.dtype.element_ty)
+        level = to_fp8_grid(value).to(out.dtype.element_ty)
     return level

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from glimt_kernels.dispatch import Candidate, Case, define
 from glimt_kernels.eight_bit.reference import arch_reasons, check_dtype
-from glimt_kernels.qk_norm_rope.api import check
+from glimt_kernels.qk_norm_rope.api import check, qk_norm_rope
 from glimt_kernels.qk_norm_rope_8bit import reference, triton
 from glimt_kernels.triton_env import reluctance, triton_reasons
 
@@ -43,7 +43,8 @@ def qk_norm_rope_8bit(
         q_factor: the scales of q are multiplied by it: ``log2(e) / sqrt(head_dim)`` leaves an attention that works
             with powers of two nothing to multiply.
         k_mean: [B, heads, head_dim], subtracted from every normalized and turned key before it is quantized. The
-            same for all keys, it changes no softmax, whatever it is; the mean of the keys makes the levels finest.
+            same for all keys, it changes no softmax, whatever it is; the mean of the keys makes the levels finest,
+            and that of a few (:func:`estimate_k_mean`) nearly as fine.
         order: [M] int32 or int64: place p of the outputs holds token ``order[p]``, as in ``x[:, order]``, and blocks
             are blocks of places. A number outside [0, N) leaves the place empty (zeros), so that ragged tiles can be
             filled up to whole blocks. Without it, M = N and places are tokens.
@@ -67,6 +68,33 @@ def qk_norm_rope_8bit(
     mean = None if k_mean is None else k_mean.detach()
     result: Result = OP(*tensors, eps, per_head, pairs, dtype, block, q_factor, mean, order, impl=impl)
     return result
+
+
+def estimate_k_mean(
+    k: Tensor,
+    k_weight: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    eps: float,
+    *,
+    per_head: bool = False,
+    pairs: str = "interleaved",
+    every: int = 17,
+) -> Tensor:
+    """The mean of every 17th normalized and turned key, for ``k_mean``: [B, heads, head_dim] float32.
+
+    Any vector is exact there; the mean of all would cost one more pass over the keys and make no finer levels that
+    one could see. (A prime, so that all columns of a token grid are met.)
+
+    Raises:
+        ValueError: as :func:`qk_norm_rope_8bit`, or every is not positive.
+    """
+    check("estimate_k_mean", k, k, k_weight, k_weight, cos, sin, per_head, pairs)
+    if every < 1:
+        raise ValueError(f"estimate_k_mean takes a positive every, not {every}")
+    few, angles = k.detach()[:, ::every], (cos[::every], sin[::every])
+    _, turned = qk_norm_rope(few, few, k_weight, k_weight, *angles, eps, per_head=per_head, pairs=pairs)
+    return turned.detach().mean(1, dtype=torch.float32)
 
 
 def _check(q: Tensor, block: int, k_mean: Tensor | None, order: Tensor | None) -> None:

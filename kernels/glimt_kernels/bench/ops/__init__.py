@@ -28,6 +28,7 @@ OPS = (
     "attention",
     "attention/cross",
     "attention_lse",
+    "attention_8bit",
     "chunk_attention",
     "quantize_rows/int8",
     "quantize_rows/fp8",
