@@ -183,6 +183,8 @@ def _glimt(case: Case, weights: Mapping[str, Tensor], dtype: torch.dtype, device
     with torch.device("meta"):
         model = WanTransformer(case.config)
     model.load_state_dict(dict(weights), assign=True)
+    if device.type == "cuda":
+        model.fuse()
     latents, timestep, text = _inputs(case, dtype, device)
     context = model.prepare_text(fold_padding(text))
     time = model.prepare_time(timestep).at(torch.zeros(1, 1, dtype=torch.long, device=device))

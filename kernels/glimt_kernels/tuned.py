@@ -25,7 +25,7 @@ from torch import Tensor
 VARIABLE = "GLIMT_TUNED"
 FORMAT = 1
 # What can change how fast a candidate is, besides these sources.
-_PACKAGES = ("triton", "flash-attn", "sageattention")
+_PACKAGES = ("triton", "flash-attn", "flash-attn-4", "flashinfer-python", "sageattention")
 
 
 @dataclass(frozen=True)
