@@ -42,6 +42,7 @@ MODULES = (
     "linear_quant",
     "qk_norm_rope",
     "qk_norm_rope_8bit",
+    "sparse_attention",
 )
 # Registers and instructions may move by this much between compiler versions before a row counts as worse.
 TOLERANCE = 1.10

@@ -30,6 +30,21 @@ def attend_chunk(q: Tensor, sink_q: Tensor, k: Tensor, v: Tensor, spans: list[in
     return kernels.chunk_attention(q, k, v, pairs, sink_q=sink_q, scale=scale)
 
 
+def attend_blocks(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    indptr: Tensor,
+    indices: Tensor,
+    lengths: Tensor,
+    block: int,
+    scale: float,
+    return_lse: bool = False,
+) -> Any:
+    mask = kernels.BlockMask(indptr, indices, block, 2, lengths)
+    return kernels.sparse_attention(q, k, v, mask, scale=scale, return_lse=return_lse)
+
+
 def calls() -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
     """One small call of each op: the public function and its tensors and numbers."""
     theta = random(5, 4, seed=9)
@@ -37,6 +52,9 @@ def calls() -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
     rope = (q, q.flip(1), weight, weight, theta.cos(), theta.sin(), 1e-6)
     x, m = random(2, 5, 16), random(2, 1, 16, seed=2)
     heads = q[:, :3, :1], q[:, 1:, 1:2], q[:, 1:, 2:]
+    keys = random(2, 128, 1, 8, seed=3)
+    lists = (torch.tensor(x, dtype=torch.int32) for x in ([[[0, 2]]], [0, 1], [64, 5]))
+    listed = heads[0], keys, keys.neg(), *lists, 64, 0.3
     eight_bits = random(8, 16).mul(40).round().to(torch.int8), random(8, seed=1)
     return {
         "rms_norm_silu": (kernels.rms_norm_silu, (random(2, 3, 16), random(16), random(16, seed=1))),
@@ -55,6 +73,8 @@ def calls() -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
         "attention": (attend, (*heads, 0.3, None)),
         "attention_lse": (partial(attend, return_lse=True), (*heads, 0.3, None)),
         "chunk_attention": (attend_chunk, (heads[0], heads[0].neg(), *heads[1:], [2, 2, 0, 1], 0.3)),
+        "sparse_attention": (attend_blocks, listed),
+        "sparse_attention_lse": (partial(attend_blocks, return_lse=True), listed),
     }
 
 
@@ -70,6 +90,8 @@ INTEGRAL = (
     "linear_w8a8",
     "qk_norm_rope_8bit",
     "quantize_rows",
+    "sparse_attention",
+    "sparse_attention_lse",
 )
 FLOATING = [op for op in OPS if op not in INTEGRAL]
 # What the node of an op takes beyond what its call in calls() gives.
@@ -96,6 +118,7 @@ def test_the_inventory_lists_every_implementation_with_reasons() -> None:
         assert all(not row["reasons"] for row in mine if row["chosen"])
         expected = "native" if any(row["impl"] == "native" for row in mine) else "reference"
         expected = "sdpa" if op in ("attention", "chunk_attention") else expected
+        expected = "gather" if op.startswith("sparse_attention") else expected
         assert next(row["impl"] for row in mine if row["chosen"]) == expected
 
 
