@@ -79,7 +79,7 @@ def calls() -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
 
 
 OPS = sorted(calls())
-# Ops without a gradient.
+# Ops whose node has no gradient.
 INTEGRAL = (
     "ada_norm_8bit",
     "frames_to_nv12",

@@ -1,4 +1,4 @@
-"""sparse_attention: attention under the mask that its lists mean, and the dense kernel bit for bit where they name all."""
+"""sparse_attention: attention under the mask that its lists mean; where they name all, the dense kernel bit for bit."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def honest(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
 
 
 def check(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, what: str, impl: str = "triton") -> None:
-    seen = seen_keys(mask, q.shape[1], k.shape[1])
+    seen = seen_keys(mask, q.shape[1], k.shape[1])[:, : q.shape[2]]
     exact = honest(q.double(), k.double(), v.double(), seen)
     check_budget(sparse_attention(q, k, v, mask, impl=impl), honest(q, k, v, seen), exact, what)
 
@@ -117,7 +117,8 @@ def test_each_way_along_the_lists(arch: int, head_dim: int, block: int, monkeypa
     on_chip(monkeypatch, arch)
     q, k, v = make(block + 3, 4 * block, head_dim, torch.float16)
     lengths = torch.tensor([block, 1, block // 2 + 5, block // 2], dtype=torch.int32)
-    mask = random_mask(block + 3, 4 * block, block, seed=arch)
+    q, k, v = (x[:, :, :1] for x in (q, k, v))
+    mask = random_mask(block + 3, 4 * block, block, seed=arch, heads=1)
     check(q, k[:, : 3 * block + 9], v[:, : 3 * block + 9], mask, "ragged end")
     check(q, k, v, BlockMask(mask.indptr, mask.indices, block, 4, lengths), "lengths")
 
@@ -145,10 +146,10 @@ def test_triton_pads_any_head_dim(head_dim: int, monkeypatch: pytest.MonkeyPatch
     check(*make(5, 150, head_dim, torch.float16), random_mask(5, 150, 64, seed=4), f"head_dim {head_dim}")
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
-    tokens=st.integers(1, 200),
-    keys=st.integers(1, 200),
+    tokens=st.integers(1, 140),
+    keys=st.integers(1, 140),
     block=st.sampled_from([64, 128]),
     seed=st.integers(0, 999),
     density=st.sampled_from([0.0, 0.3, 1.0]),
@@ -168,7 +169,8 @@ def test_any_lists_are_masked_attention(
     seen = seen_keys(mask.check(), tokens, keys)
     exact = honest(q.double(), k.double(), v.double(), seen)
     for impl in ("gather", "reference"):
-        check_budget(sparse_attention(q, k, v, mask, impl=impl), honest(q, k, v, seen), exact, impl)
+        found = sparse_attention(q, k, v, mask, impl=impl)
+        torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=2e-6)
 
 
 @pytest.mark.parametrize("impl", IMPLS)
@@ -293,7 +295,10 @@ def test_sliding_tile(grid: tuple[int, int, int], window: tuple[int, int, int]) 
     assert (wider | ~seen).all()
     middle = [count // 2 for count in tiling.tiles]
     away = [(torch.arange(n) - m).abs() for n, m in zip(tiling.tiles, middle, strict=True)]
-    if all(size % 2 and m >= size // 2 and n - m > size // 2 for size, m, n in zip(window, middle, tiling.tiles)):
+    if all(
+        size % 2 and m >= size // 2 and n - m > size // 2
+        for size, m, n in zip(window, middle, tiling.tiles, strict=True)
+    ):
         expected = torch.ones(tiling.tiles, dtype=torch.bool)
         for axis, (distance, size) in enumerate(zip(away, window, strict=True)):
             expected &= (distance <= size // 2).view([-1 if i == axis else 1 for i in range(3)])
@@ -378,7 +383,7 @@ def shares(grid: tuple[int, int, int], tile: tuple[int, int, int], block: int, d
 
 
 def test_top_k_costs_little_beside_its_attention() -> None:
-    """By bytes and FLOPs: at most 5 %; at 480p blocks of 64 need twice that density, or means that the producer gives."""
+    """By bytes and FLOPs, at most 5 %. At 480p a tenth of the blocks is too few for that, unless means are given."""
     small, large = (21, 30, 52), (21, 45, 80)
     assert sum(shares(small, (3, 10, 4), 128, 0.15)) < 0.05
     assert sum(shares(small, (3, 5, 4), 64, 0.20)) < 0.05
@@ -391,7 +396,7 @@ def test_top_k_costs_little_beside_its_attention() -> None:
 def test_masks_that_are_built_once_are_small() -> None:
     """What has to reach the device, over PCIe at 20 GB/s, takes less than 5 % of one attention."""
     tiling = Tiling((21, 30, 52), (3, 5, 4), 64)
-    for mask in (kernels.sliding_tile(tiling, (3, 3, 3)), kernels.radial(tiling, width=0.5)):
+    for mask in (kernels.sliding_tile(tiling, (5, 3, 3)), kernels.radial(tiling, width=0.5)):
         assert 0.05 < mask.density < 0.5
         attended = 4 * tiling.places**2 * 12 * 128 * mask.density / MATRIX
         assert 4 * (mask.indptr.numel() + mask.indices.numel()) / 20e9 < 0.05 * attended
@@ -402,7 +407,7 @@ def test_wrong_lists_are_named_all_at_once() -> None:
     indices, lengths = (torch.tensor(x, dtype=torch.int32) for x in ([1, 1, 5, -2], [64, 0, 64]))
     mask = BlockMask(indptr, indices, 64, 3, lengths)
     with pytest.raises(
-        ValueError, match=r"rise from 0 to the 4 entries.*blocks 0 to 2; found -2 to 5.*entry 1.*1 to 64"
+        ValueError, match=r"rise from 0 to the 4 entries.*blocks 0 to 2; found -2 to 5.*entry 3.*1 to 64"
     ):
         mask.check()
     q, k, v = make(150, 3 * 64)
@@ -420,7 +425,7 @@ def test_what_does_not_fit_is_refused() -> None:
         (r"v \[2, 4, 2, 16\]", {"v": v[:, :4]}),
         (r"k \[2, 130, 2, 16\] torch.float16", {"k": k.half()}),
         (r"out \[2, 130, 2, 16\]", {"out": torch.zeros_like(k)}),
-        (r"positive scale; found 0.0; .*q \[2, 16, 2\]", {"scale": 0.0, "q": q[..., 0]}),
+        (r"positive scale; found 0.0; .*q \[2, 100, 2\]", {"scale": 0.0, "q": q[..., 0]}),
         ("2 x 3 blocks of 64, 200 queries and 130 keys are 4 x 3", {"q": q.repeat(1, 2, 1, 1)}),
         ("whole blocks of 64; found 130", {"mask": ragged}),
         (
@@ -431,7 +436,7 @@ def test_what_does_not_fit_is_refused() -> None:
     for match, changed in wrong:
         with pytest.raises(ValueError, match=match):
             sparse_attention(**{"q": q, "k": k, "v": v, "mask": mask, **changed})
-    with pytest.raises(ValueError, match="torch.int64"):
+    with pytest.raises(ValueError, match=r"torch\.int64"):
         BlockMask(mask.indptr, mask.indices.long(), 64, 3)
     with pytest.raises(ValueError, match="block 32"):
         BlockMask(mask.indptr, mask.indices, 32, 3)
