@@ -77,7 +77,7 @@ def block_means(x: Tensor, block: int, lengths: Tensor | None = None) -> Tensor:
             the last.
     """
     whole = x.shape[1] // block * block
-    blocks = x[:, :whole].unflatten(1, (whole // block, block))
+    blocks = x[:, :whole].reshape(x.shape[0], whole // block, block, *x.shape[2:])
     if lengths is not None:
         means = blocks.sum(2, dtype=torch.float32) / lengths[:, None, None]
     else:

@@ -249,10 +249,9 @@ def _build(arch: int, dtype: str, head_dim: int, block: int, ragged: bool, descr
 BUILDS = [
     *(
         _build(arch, dtype, head_dim, block, ragged)
-        for dtype in ("bf16", "fp16")
+        for dtype, ragged in (("bf16", False), ("bf16", True), ("fp16", True))
         for head_dim in (64, 128)
         for block in (64, 128)
-        for ragged in (False, True)
         for arch in ARCHS
     ),
     *(_build(arch, "bf16", head_dim, 128, True) for head_dim in (32, 96, 256) for arch in ARCHS),
