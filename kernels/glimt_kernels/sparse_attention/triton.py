@@ -15,11 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from glimt_kernels.attention.call import chip
 from glimt_kernels.attention.launch import Tiles, describable, described, rows, steps, tiles
+from glimt_kernels.attention.places import advance, apart, left_at, place_of
 from glimt_kernels.attention.triton import (
     LOG2_E,
     MATRIX_UNITS,
     TRITON_DTYPES,
+    absorb,
     attend,
     attend_logits_ahead,
     attend_values_behind,
@@ -29,6 +32,57 @@ from glimt_kernels.attention.triton import (
 from glimt_kernels.dispatch import case_of
 from glimt_kernels.sparse_attention.mask import check_lists
 from glimt_kernels.triton_env import ARCHS, Build, jit, on_device_of, power_of_2, tl
+
+
+@jit
+def _attend_halves(
+    total,
+    top,
+    query,
+    k,
+    v,
+    count,
+    k_token,
+    v_token,
+    scale,
+    listed,
+    lengths,
+    BLOCK: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    HALF: tl.constexpr,
+    GROUP: tl.constexpr,
+    RAGGED: tl.constexpr,
+):
+    """attention's ``attend`` with the values in two halves of HALF channels, as many as there are queries.
+
+    Were the accumulator wider than it has queries, Triton would lay warps along channels, and a softmax across warps.
+    """
+    low = tl.zeros([query.shape[0], HALF], tl.float32)
+    high = tl.zeros([query.shape[0], HALF], tl.float32)
+    alone, begin, end = apart(count, BLOCK, RAGGED)
+    at = place_of(alone, 0, listed, GROUP)
+    following = place_of(tl.minimum(begin, count - 1), 0, listed, GROUP)
+    left = left_at(at, lengths, GROUP, RAGGED) if RAGGED else count - alone
+    key = rows_of(k, at, left, k_token, BLOCK, HEAD_DIM, 2 * HALF, not RAGGED)
+    logits = tl.dot(query, tl.trans(key), input_precision="ieee")
+    decay, total, top, wide = absorb(total, top, logits, scale, k, left, BLOCK, False, True)
+    weights = wide.to(query.dtype)
+    value = rows_of(v, at, left, v_token, BLOCK, HALF, HALF, not RAGGED)
+    low = tl.dot(weights, value, low * decay[:, None], input_precision="ieee")
+    value = rows_of(v + HALF, at, left, v_token, BLOCK, HEAD_DIM - HALF, HALF, not RAGGED)
+    high = tl.dot(weights, value, high * decay[:, None], input_precision="ieee")
+    for start in tl.range(begin, end, BLOCK):
+        at, following = advance(following, start, 0, listed, count, BLOCK, GROUP)
+        left = left_at(at, lengths, GROUP, RAGGED)
+        key = rows_of(k, at, left, k_token, BLOCK, HEAD_DIM, 2 * HALF, False)
+        logits = tl.dot(query, tl.trans(key), input_precision="ieee")
+        decay, total, top, wide = absorb(total, top, logits, scale, k, left, BLOCK, False, RAGGED)
+        weights = wide.to(query.dtype)
+        value = rows_of(v, at, left, v_token, BLOCK, HALF, HALF, False)
+        low = tl.dot(weights, value, low * decay[:, None], input_precision="ieee")
+        value = rows_of(v + HALF, at, left, v_token, BLOCK, HEAD_DIM - HALF, HALF, False)
+        high = tl.dot(weights, value, high * decay[:, None], input_precision="ieee")
+    return low, high, total, top
 
 
 @jit
@@ -77,7 +131,9 @@ def _kernel(
     indptr += sample * indptr_sample + head * indptr_head + first // GROUP
     begin, end = tl.load(indptr), tl.load(indptr + 1)
     listed = indices + begin
-    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    HALF: tl.constexpr = BLOCK_D // 2
+    acc = tl.zeros([BLOCK_M, HALF if WAY == "halves" else BLOCK_D], tl.float32)
+    high = tl.zeros([BLOCK_M, HALF], tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     top = tl.full([BLOCK_M], float("-inf"), tl.float32)
     if begin < end:
@@ -96,6 +152,13 @@ def _kernel(
                 acc, total, top, query, k, v, q, sample, head, 0, count, scale, BLOCK_N, BLOCK_D, False,
                 listed, lengths, GROUP, RAGGED,
             )  # fmt: skip
+        elif WAY == "halves":
+            k += wide_sample * k_sample + wide_head * k_head
+            v += wide_sample * v_sample + wide_head * v_head
+            acc, high, total, top = _attend_halves(
+                total, top, query, k, v, count, k_token, v_token, scale, listed, lengths,
+                BLOCK_N, HEAD_DIM, HALF, GROUP, RAGGED,
+            )  # fmt: skip
         else:
             k += wide_sample * k_sample + wide_head * k_head
             v += wide_sample * v_sample + wide_head * v_head
@@ -105,14 +168,21 @@ def _kernel(
             )  # fmt: skip
     out += wide_sample * out_sample + wide_head * out_head
     lse += pair.to(tl.int64) * tokens
-    finish(acc, total, top, out, lse, first + tl.arange(0, BLOCK_M), tokens, out_token, HEAD_DIM, BLOCK_D, LSE)
+    row = first + tl.arange(0, BLOCK_M)
+    if WAY == "halves":
+        finish(acc, total, top, out, lse, row, tokens, out_token, HALF, HALF, LSE)
+        finish(high, total, top, out + HALF, lse, row, tokens, out_token, HEAD_DIM - HALF, HALF, False)
+    else:
+        finish(acc, total, top, out, lse, row, tokens, out_token, HEAD_DIM, BLOCK_D, LSE)
 
 
 def launch_shape(arch: int, dtype: torch.dtype, head_dim: int, block: int, describable: bool = True) -> Tiles:
     """Attention's, but no larger than a block of the mask; half the queries take half the warps."""
     tile = tiles(arch, dtype, head_dim, describable)
     warps = max(4, tile.warps * min(tile.queries, block) // tile.queries)
-    return tile._replace(queries=min(tile.queries, block), keys=min(tile.keys, block), warps=warps)
+    tile = tile._replace(queries=min(tile.queries, block), keys=min(tile.keys, block), warps=warps)
+    halves = tile.way == "plain" and dtype != torch.float32 and chip(arch) not in (90, 100)
+    return tile._replace(way="halves") if halves and tile.queries == 64 and 64 < head_dim <= 128 else tile
 
 
 def _launch(
