@@ -29,17 +29,24 @@ from glimt_kernels.qk_norm_rope.api import qk_norm_rope
 from glimt_kernels.qk_norm_rope_8bit.api import estimate_k_mean, qk_norm_rope_8bit
 from glimt_kernels.quantize_qkv.api import quantize_blocks, quantize_channels
 from glimt_kernels.rms_norm_silu.api import rms_norm_silu
+from glimt_kernels.sparse_attention.api import sparse_attention
+from glimt_kernels.sparse_attention.builders import block_means, radial, sliding_tile, top_k
+from glimt_kernels.sparse_attention.mask import BlockMask
+from glimt_kernels.sparse_attention.tiles import Tiling, tile_order
 
 __all__ = [
+    "BlockMask",
     "Case",
     "KvRing",
     "QuantizedWeight",
+    "Tiling",
     "UnsupportedError",
     "ada_norm",
     "ada_norm_8bit",
     "attention",
     "attention_8bit",
     "attention_8bit_levels",
+    "block_means",
     "chunk_attention",
     "estimate_k_mean",
     "frames_to_nv12",
@@ -60,10 +67,15 @@ __all__ = [
     "quantize_channels",
     "quantize_rows",
     "quantize_weight",
+    "radial",
     "references_only",
     "rms_norm",
     "rms_norm_silu",
     "select",
+    "sliding_tile",
+    "sparse_attention",
+    "tile_order",
+    "top_k",
     "unsupported_reasons",
     "wants_references",
 ]

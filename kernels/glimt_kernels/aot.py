@@ -46,6 +46,7 @@ MODULES = (
     "qk_norm_rope",
     "qk_norm_rope_8bit",
     "quantize_qkv",
+    "sparse_attention",
 )
 # Registers and instructions may move by this much between compiler versions before a row counts as worse.
 TOLERANCE = 1.10

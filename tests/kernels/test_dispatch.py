@@ -41,6 +41,21 @@ def attend_levels(q: Tensor, q_scale: Tensor, k: Tensor, k_scale: Tensor, v: Ten
     )
 
 
+def attend_blocks(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    indptr: Tensor,
+    indices: Tensor,
+    lengths: Tensor,
+    block: int,
+    scale: float,
+    return_lse: bool = False,
+) -> Any:
+    mask = kernels.BlockMask(indptr, indices, block, 2, lengths)
+    return kernels.sparse_attention(q, k, v, mask, scale=scale, return_lse=return_lse)
+
+
 def calls() -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
     """One small call of each op: the public function and its tensors and numbers."""
     theta = random(5, 4, seed=9)
@@ -49,6 +64,9 @@ def calls() -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
     x, m = random(2, 5, 16), random(2, 1, 16, seed=2)
     heads = q[:, :3, :1], q[:, 1:, 1:2], q[:, 1:, 2:]
     levels = [part for x in heads[:2] for part in kernels.quantize_blocks(x)]
+    keys = random(2, 128, 1, 8, seed=3)
+    lists = (torch.tensor(x, dtype=torch.int32) for x in ([[[0, 2]]], [0, 1], [64, 5]))
+    listed = heads[0], keys, keys.neg(), *lists, 64, 0.3
     eight_bits = random(8, 16).mul(40).round().to(torch.int8), random(8, seed=1)
     return {
         "rms_norm_silu": (kernels.rms_norm_silu, (random(2, 3, 16), random(16), random(16, seed=1))),
@@ -73,11 +91,13 @@ def calls() -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
         "quantize_blocks": (kernels.quantize_blocks, (x.view(2, 5, 2, 8),)),
         "quantize_channels": (kernels.quantize_channels, (x.view(2, 5, 2, 8),)),
         "chunk_attention": (attend_chunk, (heads[0], heads[0].neg(), *heads[1:], [2, 2, 0, 1], 0.3)),
+        "sparse_attention": (attend_blocks, listed),
+        "sparse_attention_lse": (partial(attend_blocks, return_lse=True), listed),
     }
 
 
 OPS = sorted(calls())
-# Ops without a gradient.
+# Ops whose node has no gradient.
 INTEGRAL = (
     "ada_norm_8bit",
     "attention_8bit",
@@ -91,6 +111,8 @@ INTEGRAL = (
     "quantize_blocks",
     "quantize_channels",
     "quantize_rows",
+    "sparse_attention",
+    "sparse_attention_lse",
 )
 FLOATING = [op for op in OPS if op not in INTEGRAL]
 # What the node of an op takes beyond what its call in calls() gives.
@@ -118,6 +140,8 @@ def test_the_inventory_lists_every_implementation_with_reasons() -> None:
         assert all(not row["reasons"] for row in mine if row["chosen"])
         expected = "native" if any(row["impl"] == "native" for row in mine) else "reference"
         expected = "sdpa" if op in ("attention", "chunk_attention") else "onednn" if op == "linear" else expected
+        expected = "sdpa" if op in ("attention", "chunk_attention") else expected
+        expected = "gather" if op.startswith("sparse_attention") else expected
         assert next(row["impl"] for row in mine if row["chosen"]) == expected
 
 

@@ -23,7 +23,7 @@ class Tiles(NamedTuple):
     @property
     def tma(self) -> bool:
         """Whether keys and values come by TMA."""
-        return self.way != "plain"
+        return self.way in ("values behind", "logits ahead")
 
 
 def tiles(arch: int, dtype: torch.dtype, head_dim: int, describable: bool = True) -> Tiles:

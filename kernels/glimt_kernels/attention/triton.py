@@ -11,7 +11,8 @@ folding it into q would round q once more. Only one block of keys, the ragged on
   :func:`attend_logits_ahead` (sm_100) multiplies the next block's queries and keys during the softmax of this one.
 
 Programs of one head follow each other, so that its keys and values stay in L2. Tiles in ``launch.py``; each shipped
-configuration is in :data:`BUILDS`. chunk_attention goes the same ways.
+configuration is in :data:`BUILDS`. chunk_attention goes the same ways, and sparse_attention along a list: with GROUP,
+the keys counted are those of the blocks of GROUP tokens that ``listed`` names, one behind the other (:func:`place_of`).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor
 
 from glimt_kernels.attention.launch import Tiles, describable, described, rows, steps, tiles
+from glimt_kernels.attention.places import advance, apart, left_at, place_of
 from glimt_kernels.dispatch import case_of
 from glimt_kernels.triton_env import ARCHS, Build, jit, on_device_of, power_of_2, tl
 
@@ -91,23 +93,31 @@ def attend(
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BIASED: tl.constexpr,
+    listed=None,
+    lengths=None,
+    GROUP: tl.constexpr = 0,
+    RAGGED: tl.constexpr = False,
 ):
     """Keys ``first`` to ``first + count``, at least one, into the running softmax of a block of queries.
 
     ``k`` and ``v`` point at token 0 of this sample and head, ``bias`` at that of key ``first``.
     """
-    last = (tl.cdiv(count, BLOCK) - 1) * BLOCK
-    left = count - last
-    key = rows_of(k, first + last, left, k_token, BLOCK, HEAD_DIM, BLOCK_D, True)
+    alone, begin, end = apart(count, BLOCK, RAGGED)
+    at = place_of(alone, first, listed, GROUP)
+    following = place_of(tl.minimum(begin, count - 1), first, listed, GROUP)
+    left = left_at(at, lengths, GROUP, RAGGED) if RAGGED else count - alone
+    key = rows_of(k, at, left, k_token, BLOCK, HEAD_DIM, BLOCK_D, not RAGGED)
     logits = tl.dot(query, tl.trans(key), input_precision="ieee")
-    decay, total, top, weights = absorb(total, top, logits, scale, bias + last, left, BLOCK, BIASED, True)
-    value = rows_of(v, first + last, left, v_token, BLOCK, HEAD_DIM, BLOCK_D, True)
+    decay, total, top, weights = absorb(total, top, logits, scale, bias + alone, left, BLOCK, BIASED, True)
+    value = rows_of(v, at, left, v_token, BLOCK, HEAD_DIM, BLOCK_D, not RAGGED)
     acc = tl.dot(weights.to(value.dtype), value, acc * decay[:, None], input_precision="ieee")
-    for start in tl.range(0, last, BLOCK):
-        key = rows_of(k, first + start, 0, k_token, BLOCK, HEAD_DIM, BLOCK_D, False)
+    for start in tl.range(begin, end, BLOCK):
+        at, following = advance(following, start, first, listed, count, BLOCK, GROUP)
+        left = left_at(at, lengths, GROUP, RAGGED)
+        key = rows_of(k, at, left, k_token, BLOCK, HEAD_DIM, BLOCK_D, False)
         logits = tl.dot(query, tl.trans(key), input_precision="ieee")
-        decay, total, top, weights = absorb(total, top, logits, scale, bias + start, 0, BLOCK, BIASED, False)
-        value = rows_of(v, first + start, 0, v_token, BLOCK, HEAD_DIM, BLOCK_D, False)
+        decay, total, top, weights = absorb(total, top, logits, scale, bias + start, left, BLOCK, BIASED, RAGGED)
+        value = rows_of(v, at, left, v_token, BLOCK, HEAD_DIM, BLOCK_D, False)
         acc = tl.dot(weights.to(value.dtype), value, acc * decay[:, None], input_precision="ieee")
     return acc, total, top
 
@@ -129,22 +139,30 @@ def attend_values_behind(
     BLOCK: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BIASED: tl.constexpr,
+    listed=None,
+    lengths=None,
+    GROUP: tl.constexpr = 0,
+    RAGGED: tl.constexpr = False,
 ):
     """:func:`attend` with TMA descriptors of the whole tensors, and values one block behind keys."""
-    last = (tl.cdiv(count, BLOCK) - 1) * BLOCK
-    key = k.load([sample, first + last, head, 0]).reshape(BLOCK, BLOCK_D)
+    alone, begin, end = apart(count, BLOCK, RAGGED)
+    at = place_of(alone, first, listed, GROUP)
+    left = left_at(at, lengths, GROUP, RAGGED) if RAGGED else count - alone
+    key = k.load([sample, at, head, 0]).reshape(BLOCK, BLOCK_D)
     logits = tl.dot(query, tl.trans(key))
-    decay, total, top, wide = absorb(total, top, logits, scale, bias + last, count - last, BLOCK, BIASED, True)
+    decay, total, top, wide = absorb(total, top, logits, scale, bias + alone, left, BLOCK, BIASED, True)
     weights = wide.to(query.dtype)
-    for start in tl.range(0, last, BLOCK):
-        key = k.load([sample, first + start, head, 0]).reshape(BLOCK, BLOCK_D)
+    for start in tl.range(begin, end, BLOCK):
+        at = place_of(start, first, listed, GROUP)
+        key = k.load([sample, at, head, 0]).reshape(BLOCK, BLOCK_D)
         logits = tl.dot(query, tl.trans(key))
-        before = first + tl.where(start == 0, last, start - BLOCK)
+        before = place_of(tl.where(start == begin, alone, start - BLOCK), first, listed, GROUP)
         value = v.load([sample, before, head, 0]).reshape(BLOCK, BLOCK_D)
         acc = tl.dot(weights, value, acc * decay[:, None])
-        decay, total, top, wide = absorb(total, top, logits, scale, bias + start, 0, BLOCK, BIASED, False)
+        left = left_at(at, lengths, GROUP, RAGGED)
+        decay, total, top, wide = absorb(total, top, logits, scale, bias + start, left, BLOCK, BIASED, RAGGED)
         weights = wide.to(query.dtype)
-    before = first + tl.where(last == 0, last, last - BLOCK)
+    before = place_of(tl.where(end == begin, alone, end - BLOCK), first, listed, GROUP)
     value = v.load([sample, before, head, 0]).reshape(BLOCK, BLOCK_D)
     return tl.dot(weights, value, acc * decay[:, None]), total, top
 
@@ -166,20 +184,28 @@ def attend_logits_ahead(
     BLOCK: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BIASED: tl.constexpr,
+    listed=None,
+    lengths=None,
+    GROUP: tl.constexpr = 0,
+    RAGGED: tl.constexpr = False,
 ):
     """:func:`attend` with TMA descriptors of the whole tensors, and logits one block ahead; the ragged block last."""
     last = (tl.cdiv(count, BLOCK) - 1) * BLOCK
-    key = k.load([sample, first, head, 0]).reshape(BLOCK, BLOCK_D)
+    key = k.load([sample, place_of(0, first, listed, GROUP), head, 0]).reshape(BLOCK, BLOCK_D)
     logits = tl.dot(query, tl.trans(key))
     for start in tl.range(0, last, BLOCK):
-        key = k.load([sample, first + start + BLOCK, head, 0]).reshape(BLOCK, BLOCK_D)
+        key = k.load([sample, place_of(start + BLOCK, first, listed, GROUP), head, 0]).reshape(BLOCK, BLOCK_D)
         following = tl.dot(query, tl.trans(key))
-        decay, total, top, weights = absorb(total, top, logits, scale, bias + start, 0, BLOCK, BIASED, False)
-        value = v.load([sample, first + start, head, 0]).reshape(BLOCK, BLOCK_D)
+        at = place_of(start, first, listed, GROUP)
+        left = left_at(at, lengths, GROUP, RAGGED)
+        decay, total, top, weights = absorb(total, top, logits, scale, bias + start, left, BLOCK, BIASED, RAGGED)
+        value = v.load([sample, at, head, 0]).reshape(BLOCK, BLOCK_D)
         acc = tl.dot(weights.to(value.dtype), value, acc * decay[:, None])
         logits = following
-    decay, total, top, weights = absorb(total, top, logits, scale, bias + last, count - last, BLOCK, BIASED, True)
-    value = v.load([sample, first + last, head, 0]).reshape(BLOCK, BLOCK_D)
+    at = place_of(last, first, listed, GROUP)
+    left = left_at(at, lengths, GROUP, RAGGED) if RAGGED else count - last
+    decay, total, top, weights = absorb(total, top, logits, scale, bias + last, left, BLOCK, BIASED, True)
+    value = v.load([sample, at, head, 0]).reshape(BLOCK, BLOCK_D)
     return tl.dot(weights.to(value.dtype), value, acc * decay[:, None]), total, top
 
 

@@ -29,6 +29,8 @@ OPS = (
     "attention/cross",
     "attention_lse",
     "attention_8bit",
+    "sparse_attention",
+    "sparse_attention/lse",
     "chunk_attention",
     "quantize_blocks/int8",
     "quantize_blocks/fp8",
