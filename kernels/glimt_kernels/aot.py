@@ -192,8 +192,8 @@ def main() -> int:
         wrong = _take(build, row, known, args.note) if args.write else _complaints(build, row, known)
         complaints += len(wrong)
         print(json.dumps(asdict(row)), *(f"<- {text}" for text in wrong), flush=True)
-    if args.write:
-        write_table(path, known)
+        if args.write:  # each time: all of it takes minutes, and what is done should outlast an interruption
+            write_table(path, known)
     return 1 if complaints else 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import subprocess
 import sys
@@ -33,7 +34,8 @@ SAMPLE = [
     ("3.6.0", "qk_norm_rope", 120),
     ("3.6.0", "chunk_attention", 100),
 ]
-MATRIX_OPS = {"attention", "chunk_attention", "linear_w8a8", "linear_w8"}
+# Ops with matrix instructions; all others are element-wise.
+MATRIX_OPS = {build.op for build in BUILDS.values() if build.needs}
 
 
 def row_like(**changes: object) -> Row:
@@ -71,8 +73,14 @@ def test_rows_show_matrix_instructions_tma_and_wide_accesses_where_promised(vers
         without = op == "attention" and case.startswith("fp32")  # TF32 would not keep the budget
         assert (row.mma > 0) != without, what
         assert without or BUILDS[row.key].needs[arch], what
-        tuned = op in ("attention", "chunk_attention") and case.split()[1].rstrip(",") in ("64", "128")
-        assert bool(row.tma) == (tuned and arch in (90, 100) and not without and "no TMA" not in case), what
+        if op in ("attention", "chunk_attention"):
+            tuned = case.split()[1].rstrip(",") in ("64", "128") and not without and "no TMA" not in case
+            assert bool(row.tma) == (tuned and arch in (90, 100)), what
+
+
+def test_which_ops_have_matrix_instructions() -> None:
+    assert {"attention", "chunk_attention", "linear_w8a8", "linear_w8"} <= MATRIX_OPS
+    assert not MATRIX_OPS & {"ada_norm", "qk_norm_rope", "qk_norm_rope_8bit", "guidance_step", "quantize_rows"}
 
 
 def python_with(version: str) -> str:
@@ -159,7 +167,7 @@ def test_no_row_is_worse_than_in_the_commits_before_without_a_note(version: str)
     path = TABLES[version].relative_to(ROOT).as_posix()
     commits = git("log", "-2", "--format=%H", "--", path).split()
     states = [TABLE_OF[version], *(resources.parse(git("show", f"{commit}:{path}")) for commit in commits)]
-    for rows, before in zip(states, states[1:], strict=False):
+    for rows, before in itertools.pairwise(states):
         assert resources.unexplained(rows, before) == {}
 
 

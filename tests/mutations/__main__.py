@@ -42,6 +42,13 @@ def outcomes(mutations: Sequence[Mutation], jobs: int) -> Iterator[Outcome]:
         yield from pool.map(one, mutations)
 
 
+def control(mutations: Sequence[Mutation]) -> list[str]:
+    """Tests that fail without any bug: that they fail with one would prove nothing."""
+    with tempfile.TemporaryDirectory(prefix="mutations-") as folder, closing(Tree(Path(folder) / "0")) as tree:
+        found = {test: tree.run(test) for test in dict.fromkeys(mutation.test for mutation in mutations)}
+    return [f"{test} fails without a bug: {failure['says']}" for test, failure in found.items() if failure]
+
+
 def line(outcome: Outcome) -> str:
     mutation = outcome.mutation
     verdict = f"caught by {outcome.test.rpartition('/')[2]}" if outcome.caught else outcome.says
@@ -61,6 +68,9 @@ def main() -> int:
     if args.write and len(chosen) != len(MUTATIONS):
         parser.error("--write is for all mutations together")
     uncaught = 0
+    failing = [] if args.sample else control(chosen)  # beside a sample, these tests run by themselves
+    if failing:
+        parser.error("; ".join(failing))
     try:
         for outcome in outcomes(chosen, args.jobs):
             uncaught += not outcome.caught

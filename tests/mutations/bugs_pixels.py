@@ -22,8 +22,8 @@ FRAMES = [
         "_unit(x) * 255.0, 255.0)",
         "x.to(tl.float32) * 127.5 + 127.5, 255.0)",
     ),
-    rgb(
-        _FRAMES + "test_what_is_no_colour",
+    nv12(
+        _FRAMES + "test_nv12_of_what_is_no_colour",
         "a NaN passed on",
         "return tl.where(unit > 0.0, unit, 0.0)",
         "return tl.where(unit < 0.0, 0.0, unit)",
@@ -71,7 +71,7 @@ FRAMES = [
         "_line(base, at, step_c, inside)",
     ),
     nv12(
-        _FRAMES + "test_colour_bars",
+        _FRAMES + "test_nv12_is_the_nearest_level",
         "full range in upper lines",
         "tl.store(upper, _rounded(219.0 * y + 16.0)",
         "tl.store(upper, _rounded(255.0 * y)",
