@@ -128,7 +128,7 @@ QK_NORM_ROPE = [
         "weight_a, weight_b = _load(q_weight,",
     ),
     qk(
-        _QK + "test_triton_within_budget",
+        _QK + "test_triton_within_budget[(True, 'interleaved', False)-torch.float32]",
         "a head's squares divided by the whole width",
         "tl.sum(a * a + b * b, 1) / HEAD_DIM",
         "tl.sum(a * a + b * b, 1) / (HEADS * HEAD_DIM)",
@@ -140,13 +140,13 @@ QK_NORM_ROPE = [
         "tl.sum(a * a + b * b) / (HEADS * HEAD_DIM)",
     ),
     qk(
-        _QK + "test_triton_within_budget",
+        _QK + "test_triton_within_budget[(False, 'half', True)-torch.float32]",
         "second halves of keys begin one channel early",
         "k_a, k_b = _load(k, at, at + PAIRS,",
         "k_a, k_b = _load(k, at, at + PAIRS - 1,",
     ),
     qk(
-        _QK + "test_triton_within_budget",
+        _QK + "test_triton_within_budget[(False, 'interleaved', True)-torch.float32]",
         "every head takes the angles of the first",
         "(head * PAIRS + pair if TABLE_HEADS else pair)",
         "(0 * head + pair if TABLE_HEADS else pair)",
