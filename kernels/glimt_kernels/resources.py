@@ -168,5 +168,5 @@ def _cell(rows: list[Row]) -> str:
         return ""
     shared = max(row.shared_bytes for row in rows) / 1024
     ratios = [row.other_per_mma for row in rows if row.mma and "fp32" not in row.case]
-    cell = f"{max(row.registers for row in rows)} / {shared:.3g}"
+    cell = f"{max(row.registers for row in rows)} / {round(shared, 1):g}"
     return f"{cell} / {min(ratios):.0f}-{max(ratios):.0f}" if ratios else cell
