@@ -2,6 +2,9 @@
 # make test   everything that a change must pass
 # make bench-cpu  glimt beside Diffusers on the bundled model; the table goes to benchmarks/reports/
 # make gpu-report  on a machine with a GPU: correctness of every kernel, their speed, one forward; minutes
+# make mutations  plants bugs in the kernels one at a time; the tests must catch each (minutes)
+# make aot    compiles every Triton kernel for every GPU and compares with the committed table (minutes)
+# make aot-3.6    the same with Triton 3.6.0, in .venv-triton36
 # make format what `make test` would complain of, where a tool can mend it
 #
 # PYTHON=python3.12      the interpreter that makes .venv
@@ -9,6 +12,7 @@
 # GLIMT_CUDA=OFF         CUDA kernels: AUTO (if an nvcc is found; the default), ON (fail without one) or OFF
 # PYTEST_ARGS="..."      more for pytest in `make test`, such as -vv (each test), -ra (skips), --durations=10 (slowest)
 # PROMPT="..."           what `make demo` draws
+# AOT_ARGS="..."         options of `python -m glimt_kernels.aot` in `make aot`, such as --op attention, --write
 # BENCH_ARGS="..."       options of `python -m benchmarks.cpu` or, in `make gpu-report`, `python -m benchmarks.gpu_report`
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -20,8 +24,10 @@ PIP_ARGS ?=
 export GLIMT_CUDA ?= AUTO
 PYTEST_ARGS ?=
 PROMPT ?= a red ball rolls left over a green floor
+AOT_ARGS ?=
 BENCH_ARGS ?=
 VENV := .venv
+VENV_36 := .venv-triton36
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq $(PIP_ARGS) -c constraints.txt
 
@@ -30,7 +36,7 @@ NATIVE := $(shell find csrc cmake kernels -name '*.h' -o -name '*.cpp' -o -name 
 INSTALL_INPUTS := pyproject.toml constraints.txt CMakeLists.txt cmake/wheel_nvcc.py $(NATIVE) $(VENV)/.stamp-cuda
 FORMATTED := $(filter-out %.cmake,$(NATIVE))
 
-.PHONY: help demo test lint unit format bench-cpu gpu-report clean always
+.PHONY: help demo test lint unit mutations aot aot-3.6 format bench-cpu gpu-report clean always
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | sed '/^$$/q'
@@ -64,6 +70,17 @@ $(VENV)/.stamp-test: $(INSTALL_INPUTS) $(VENV)/.stamp-torch
 	@$(PIP) --no-build-isolation -e '.[test,oracle,judge,train,triton,bench]'
 	@touch $@ $(VENV)/.stamp-install
 
+# Triton 3.6.0 for older stacks. All else, PyTorch above all, is that of .venv, whose packages come behind its own.
+$(VENV_36)/.stamp: $(VENV)/.stamp-test
+	@echo "making $(VENV_36) with Triton 3.6.0"
+	@$(BIN)/python -m venv --without-pip $(VENV_36)
+	@$(BIN)/python -m pip --disable-pip-version-check --python $(VENV_36)/bin/python install -qq $(PIP_ARGS) \
+	    --no-deps triton==3.6.0
+	@site=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
+	echo "import site; site.addsitedir('$$site')" > \
+	    $$($(VENV_36)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/behind.pth
+	@touch $@
+
 # ---- what people ask for ---------------------------------------------------------------------------------------------
 
 # Timed around a second make, so that the environment's share is told apart from the request's.
@@ -81,8 +98,17 @@ lint: $(VENV)/.stamp-test
 	@$(BIN)/clang-format --dry-run -Werror $(FORMATTED)
 	@$(BIN)/mypy --no-error-summary
 
-unit: $(VENV)/.stamp-test
+unit: $(VENV)/.stamp-test $(VENV_36)/.stamp
 	@$(BIN)/python -m pytest -q -o console_output_style=classic $(PYTEST_ARGS)
+
+mutations: $(VENV)/.stamp-test
+	@$(BIN)/python tests/mutations --write
+
+aot: $(VENV)/.stamp-test
+	@GLIMT_TRITON=1 $(BIN)/python -m glimt_kernels.aot $(AOT_ARGS)
+
+aot-3.6: $(VENV_36)/.stamp
+	@GLIMT_TRITON=1 $(VENV_36)/bin/python -m glimt_kernels.aot $(AOT_ARGS)
 
 format: $(VENV)/.stamp-test
 	@$(BIN)/ruff check --quiet --fix .

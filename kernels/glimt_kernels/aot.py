@@ -1,12 +1,13 @@
 """Compile Triton kernels ahead of time for every chip, on any machine, and read back what each one costs.
 
     GLIMT_TRITON=1 python -m glimt_kernels.aot           # the table, compared with the committed one
-    GLIMT_TRITON=1 python -m glimt_kernels.aot --write   # replace the committed one, resources.jsonl
+    GLIMT_TRITON=1 python -m glimt_kernels.aot --write   # replace the committed one of this Triton version
     GLIMT_TRITON=1 python -m glimt_kernels.aot --op attention --arch 90
+    python -m glimt_kernels.aot --markdown               # the committed table, a line per op
 
-A row per shipped configuration and chip: registers, shared memory, stack and local memory (a spill shows as either),
-SASS instructions, matrix instructions, others per matrix instruction, and 128-bit loads and stores. Spills, too much
-shared memory, a missing instruction that the kernel was written for, and a row worse than the committed one are errors.
+A row per shipped configuration and chip (``resources.Row``). Spills, too much shared memory, a missing instruction that
+the kernel was written for, and a row worse than the committed one are errors. ``--write`` takes a worse row only with
+``--note``, which it keeps in the row. Each Triton version has a table of its own (``resources.TABLES``).
 """
 
 from __future__ import annotations
@@ -19,19 +20,26 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from glimt_kernels import triton_env
+from glimt_kernels.resources import (
+    TABLES,
+    Row,
+    Table,
+    faults,
+    markdown,
+    noted,
+    read_table,
+    table_of,
+    worse,
+    write_table,
+)
 from glimt_kernels.triton_env import ARCHS, Build
 
-# Bytes of shared memory that one block may have.
-SHARED_LIMIT: Mapping[int, int] = {
-    arch: kib << 10 for arch, kib in ((80, 163), (86, 99), (89, 99), (90, 227), (100, 227), (120, 99))
-}
-TABLE = Path(__file__).with_name("resources.jsonl")
 # Modules with a list BUILDS.
 MODULES = (
     "ada_norm",
@@ -48,31 +56,6 @@ MODULES = (
     "quantize_qkv",
     "sparse_attention",
 )
-# Registers and instructions may move by this much between compiler versions before a row counts as worse.
-TOLERANCE = 1.10
-
-
-@dataclass(frozen=True)
-class Row:
-    """What one build costs on one chip."""
-
-    op: str
-    case: str
-    arch: int
-    registers: int
-    shared_bytes: int
-    stack_bytes: int
-    local_bytes: int
-    instructions: int
-    mma: int
-    other_per_mma: float
-    wide_loads: int
-    wide_stores: int
-    missing: str = ""
-
-    @property
-    def key(self) -> tuple[str, str, int]:
-        return self.op, self.case, self.arch
 
 
 def builds(ops: Iterable[str] = ()) -> list[Build]:
@@ -109,8 +92,11 @@ def read_row(build: Build, arch: int) -> Row:
     """Compile and read back."""
     compiled = compile_one(build, arch)
     usage, mnemonics = _disassemble(compiled.asm["cubin"])
-    mma = sum(n for name, n in mnemonics.items() if re.match(r"(H|I|Q|O|UTC[A-Z]*)G?MMA", name))
-    total = sum(n for name, n in mnemonics.items() if not name.startswith("NOP"))
+
+    def count(pattern: str) -> int:
+        return sum(n for name, n in mnemonics.items() if re.match(pattern, name))
+
+    mma, total = count(r"(H|I|Q|O|UTC[A-Z]*)G?MMA"), count(r"(?!NOP)")
     return Row(
         op=build.op,
         case=build.case,
@@ -118,13 +104,16 @@ def read_row(build: Build, arch: int) -> Row:
         registers=usage["REG"],
         shared_bytes=int(compiled.metadata.shared),
         stack_bytes=usage["STACK"],
-        local_bytes=usage["LOCAL"] + sum(n for name, n in mnemonics.items() if name.startswith(("LDL", "STL"))),
+        local_bytes=usage["LOCAL"] + count(r"LDL|STL"),
         instructions=total,
         mma=mma,
         other_per_mma=round((total - mma) / mma, 1) if mma else 0.0,
-        wide_loads=sum(n for name, n in mnemonics.items() if re.match(r"(LDG|LDGSTS)\b.*\.128|UTMALDG", name)),
-        wide_stores=sum(n for name, n in mnemonics.items() if re.match(r"STG\b.*\.128|UTMASTG", name)),
+        wide_loads=count(r"(LDG|LDGSTS)\b.*\.128|UTMALDG"),
+        wide_stores=count(r"STG\b.*\.128|UTMASTG"),
         missing=" ".join(n for n in build.needs.get(arch, ()) if not any(name.startswith(n) for name in mnemonics)),
+        narrow_loads=count(r"(LDG|LDGSTS)\b(?!.*\.128)"),
+        narrow_stores=count(r"STG\b(?!.*\.128)"),
+        tma=count(r"UTMALDG|UTMASTG"),
     )
 
 
@@ -143,35 +132,6 @@ def _disassemble(cubin: bytes) -> tuple[dict[str, int], Counter[str]]:
     return found, Counter(lines)
 
 
-def faults(build: Build, row: Row) -> list[str]:
-    """What is wrong with a row by itself."""
-    wrong = []
-    if row.stack_bytes or row.local_bytes:
-        wrong.append(f"spills: {row.stack_bytes} bytes of stack, {row.local_bytes} of local memory")
-    if row.shared_bytes > SHARED_LIMIT[row.arch]:
-        wrong.append(f"{row.shared_bytes} bytes of shared memory, sm_{row.arch} has {SHARED_LIMIT[row.arch]}")
-    if row.missing:
-        wrong.append(f"without {row.missing}")
-    if build.wide and not (row.wide_loads and row.wide_stores):
-        wrong.append(f"no 128-bit access: {row.wide_loads} loads, {row.wide_stores} stores")
-    return wrong
-
-
-def worse(row: Row, committed: Row) -> list[str]:
-    """In what a row is worse than the committed one, beyond what a compiler's mood explains."""
-    names = ("registers", "shared_bytes", "instructions", "other_per_mma")
-    pairs = [(name, getattr(row, name), getattr(committed, name)) for name in names]
-    return [f"{name} {now}, was {was}" for name, now, was in pairs if now > max(was * TOLERANCE, was + 2)]
-
-
-def read_table(path: Path = TABLE) -> dict[tuple[str, str, int], Row]:
-    """The committed rows by op, case and chip."""
-    if not path.exists():
-        return {}
-    rows = [Row(**json.loads(line)) for line in path.read_text().splitlines()]
-    return {row.key: row for row in rows}
-
-
 def survey(chosen: Iterable[Build], archs: Iterable[int]) -> Iterator[tuple[Build, Row]]:
     """Compile everything, one after the other."""
     wanted = set(archs)
@@ -181,30 +141,64 @@ def survey(chosen: Iterable[Build], archs: Iterable[int]) -> Iterator[tuple[Buil
                 yield build, read_row(build, arch)
 
 
-def _complaints(build: Build, row: Row, known: Mapping[tuple[str, str, int], Row]) -> list[str]:
+def _complaints(build: Build, row: Row, known: Table) -> list[str]:
     found = faults(build, row)
     if row.key not in known:
         return [*found, "not in the committed table (--write adds it)"]
     return found + worse(row, known[row.key])
 
 
-def main() -> int:
+def _take(build: Build, row: Row, known: Table, note: str) -> list[str]:
+    """Put ``row`` into ``known``, unless it is worse and nobody says why; what is wrong with it."""
+    found = faults(build, row)
+    if row.key in known:
+        before = known[row.key]
+        refused = worse(row, before) if not note else []
+        if refused:
+            return [*found, *refused, "not written: say why with --note"]
+        row = noted(row, before, note)
+    known[row.key] = row
+    return found
+
+
+def _version() -> str:
+    import triton
+
+    return str(triton.__version__)
+
+
+def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m glimt_kernels.aot", description=__doc__.splitlines()[0])
     parser.add_argument("--op", action="append", default=[], help="only this op (may be repeated)")
     parser.add_argument("--arch", action="append", type=int, choices=ARCHS, help="only this chip (may be repeated)")
     parser.add_argument("--write", action="store_true", help="put the rows into the committed table")
+    parser.add_argument("--note", default="", help="why rows get worse; with --write, kept in those rows")
+    parser.add_argument("--markdown", action="store_true", help="print the committed table, a line per op")
+    parser.add_argument("--of", choices=tuple(TABLES), default=next(iter(TABLES)), help="with --markdown: whose table")
+    return parser
+
+
+def main() -> int:
+    parser = _arguments()
     args = parser.parse_args()
+    if args.markdown:
+        print(markdown(read_table(table_of(args.of)).values()))
+        return 0
     if triton_env.ABSENT:
         parser.error(triton_env.ABSENT)
-    known, complaints = read_table(), 0
-    for build, row in survey(builds(args.op), args.arch or ARCHS):
-        wrong = faults(build, row) if args.write else _complaints(build, row, known)
+    try:
+        path, chosen = table_of(_version()), builds(args.op)
+    except ValueError as error:
+        parser.error(str(error))
+    shipped = {(build.op, build.case, arch) for build in builds() for arch in build.archs}
+    known = {key: row for key, row in read_table(path).items() if key in shipped}
+    complaints = 0
+    for build, row in survey(chosen, args.arch or ARCHS):
+        wrong = _take(build, row, known, args.note) if args.write else _complaints(build, row, known)
         complaints += len(wrong)
-        known[row.key] = row
         print(json.dumps(asdict(row)), *(f"<- {text}" for text in wrong), flush=True)
-    if args.write:
-        lines = [json.dumps(asdict(known[key])) for key in sorted(known)]
-        TABLE.write_text("".join(f"{line}\n" for line in lines))
+        if args.write:  # each time: all of it takes minutes, and what is done should outlast an interruption
+            write_table(path, known)
     return 1 if complaints else 0
 
 

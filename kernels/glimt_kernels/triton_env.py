@@ -26,6 +26,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 _WANTED = INTERPRETED or torch.version.cuda is not None or os.environ.get("GLIMT_TRITON", "0") == "1"
 
 ABSENT: str | None = None
+VERSION: tuple[int, ...] = (0, 0)  # major and minor of Triton, for what one of them compiles worse than another
 tl = None  # kernels are defined all the same, and never run
 if not _WANTED:
     ABSENT = "this PyTorch is not built for CUDA (to compile for other machines all the same, set GLIMT_TRITON=1)"
@@ -33,6 +34,8 @@ else:
     try:
         import triton
         import triton.language as tl
+
+        VERSION = tuple(int(part) for part in triton.__version__.split(".")[:2])
     except ImportError as error:
         ABSENT = f"Triton could not be imported ({error}); install it with: pip install 'glimt[triton]'"
 
@@ -44,6 +47,7 @@ __all__ = [
     "ARCHS",
     "DTYPES",
     "INTERPRETED",
+    "VERSION",
     "Build",
     "jit",
     "last_together",

@@ -85,6 +85,7 @@ def test_triton_within_budget(tokens: int, keys: int, dtype: torch.dtype, monkey
 @pytest.mark.parametrize("name", list(inputs(2, 2, 8, torch.float32)))
 def test_triton_within_budget_of_adversarial_inputs(name: str, dtype: torch.dtype) -> None:
     q, k, v = inputs(19, 67, 64, dtype)[name]
+    check(q, k, v, name)
     check(q, k, v, f"{name}, bias", key_bias(67))
 
 
@@ -106,6 +107,14 @@ def test_triton_overlapped_within_budget(arch: int, head_dim: int, monkeypatch: 
 def test_triton_pads_any_head_dim(head_dim: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     poison(monkeypatch)
     check(*make(5, 37, head_dim, dtype, heads=1), f"head_dim {head_dim}")
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_triton_takes_any_number_of_samples(samples: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    poison(monkeypatch)
+    q, k, v = (random(samples, n, HEADS, 32, seed=seed).to(dtype) for seed, n in enumerate((5, 37, 37)))
+    check(q, k, v, f"{samples} samples")
 
 
 @pytest.mark.parametrize("impl", ["triton", "sdpa", "reference"])

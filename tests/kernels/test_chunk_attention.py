@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from budget import check_budget, poison, random
+from test_attention import inputs
 from torch import Tensor
 
 from glimt_kernels import KvRing, attention, chunk_attention
@@ -171,6 +172,27 @@ def test_each_way_through_the_pieces(arch: int, head_dim: int, monkeypatch: pyte
         exact = honest(q.double(), k[:, kept].double(), v[:, kept].double())
         check_budget(found, honest(q, k[:, kept], v[:, kept]), exact, str(spans))
         assert torch.equal(found, chunk_attention(q, *cache, spans, sink_q=q, impl="triton"))
+
+
+@pytest.mark.parametrize("arch", [80, 90, 100])
+@pytest.mark.parametrize("name", list(inputs(2, 2, 8, torch.float16)))
+def test_adversarial_inputs(name: str, arch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sinks, outlier channels, a large mean of the keys, denormals: in three pieces of a cache."""
+    poison(monkeypatch)
+    on_chip(monkeypatch, arch)
+    q, k, v = inputs(5, 131, 64, torch.float16)[name]
+    spans = [(0, 7), (61, 70), (7, 31)]
+    kept = [i for start, length in spans for i in range(start, start + length)]
+    exact = honest(q.double(), k[:, kept].double(), v[:, kept].double())
+    check_budget(chunk_attention(q, k, v, spans, impl="triton"), honest(q, k[:, kept], v[:, kept]), exact, name)
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+def test_any_number_of_samples(samples: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    poison(monkeypatch)
+    q, k, v = (random(samples, n, HEADS, 32, seed=seed).half() for seed, n in enumerate((5, 37, 37)))
+    found = chunk_attention(q, k, v, [(0, 37)], impl="triton")
+    check_budget(found, honest(q, k, v), honest(q.double(), k.double(), v.double()), f"{samples} samples")
 
 
 @pytest.mark.parametrize("impl", IMPLS)

@@ -87,11 +87,13 @@ def test_what_is_no_colour(impl: str) -> None:
     assert found[0, 0, 0, :, 0].tolist() == [0, 255, 0, 255, 0, 128]
 
 
-def test_slices_and_empty_clips() -> None:
+@pytest.mark.parametrize("impl", ["native", "triton", "reference"])
+def test_slices_and_empty_clips(impl: str) -> None:
     pixels = random(2, 4, 6, 5, 9)
     view = pixels[:, 1:, ::2, 1:4, 2:]
-    assert torch.equal(frames_to_uint8(view), frames_to_uint8(view.contiguous()))
-    assert frames_to_uint8(pixels[:, :3, :0]).shape == (2, 0, 5, 9, 3)
+    assert torch.equal(frames_to_uint8(view, impl=impl), diffusers_bytes(view.contiguous()))
+    assert frames_to_uint8(pixels[:, :3, :0], impl=impl).shape == (2, 0, 5, 9, 3)
+    assert frames_to_uint8(pixels[:0, :3], impl=impl).shape == (0, 6, 5, 9, 3)
 
 
 def test_other_dtypes_take_the_reference() -> None:

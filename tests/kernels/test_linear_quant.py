@@ -84,6 +84,17 @@ def test_rows_are_quantized_to_the_same_bits(kind: str, groups: bool, monkeypatc
             assert torch.equal(scales, expected_scales), f"{name}, {k}, {dtype}"
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("samples", [0, 1, 3])
+def test_rows_of_any_number_of_samples_and_strides(samples: int, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    poison(monkeypatch)
+    for x in (random(samples, 14, 140)[:, ::2], random(samples, 140, 7).transpose(1, 2), random(samples, 1, 300)):
+        for groups in (False, True):
+            found, expected = (quantize_rows(x, kind, groups, impl=impl) for impl in ("triton", "reference"))
+            assert torch.equal(found[0].view(torch.int8), expected[0].view(torch.int8))
+            assert torch.equal(found[1], expected[1])
+
+
 @pytest.mark.parametrize("granularity", ["channel", "block"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_rounding_is_within_half_a_step(kind: str, granularity: str) -> None:

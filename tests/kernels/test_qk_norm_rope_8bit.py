@@ -47,7 +47,10 @@ def test_within_budget(dtype: torch.dtype, eight: torch.dtype, monkeypatch: pyte
 @pytest.mark.parametrize("eight", DTYPES, ids=str)
 @pytest.mark.parametrize("form", FORMS, ids=str)
 @pytest.mark.parametrize("tokens", [1, 131])
-def test_every_form(form: tuple[bool, str, bool], eight: torch.dtype, tokens: int) -> None:
+def test_every_form(
+    form: tuple[bool, str, bool], eight: torch.dtype, tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch)
     per_head, pairs, table_heads = form
     tables = angles(tokens, 14, *([3] if table_heads else []))
     weight = random(14 if per_head else 42, seed=2)

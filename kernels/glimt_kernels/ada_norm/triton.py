@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from glimt_kernels.eight_bit.triton import FORMAT_ARCHS, POINTERS, levels, magnitude, scale_of
-from glimt_kernels.triton_env import ARCHS, Build, jit, last_together, on_device_of, power_of_2, steps, tl
+from glimt_kernels.triton_env import ARCHS, VERSION, Build, jit, last_together, on_device_of, power_of_2, steps, tl
 
 
 @jit
@@ -79,8 +79,11 @@ def warps(width: int, branch: bool, eight: bool) -> int:
     """Warps of a program: 16 elements a thread, so that a row of 5,120 still fits its registers.
 
     8 where a stream of 16 bits and a row of 8 are both stored: the compiler would want 8 elements a thread for the one
-    and 16 for the other, and turn the row around in shared memory; ptxas then spilled on sm_120.
+    and 16 for the other, and turn the row around in shared memory; ptxas then spilled on sm_120. Before 3.7 it gives
+    rows of 8 bits without a ragged end 40 registers on sm_100, and spills one: 32 elements a thread there.
     """
+    if VERSION < (3, 7) and eight and not branch and width == power_of_2(width):
+        return min(16, max(1, width // 1024))
     return min(16, max(1, power_of_2(width) // (256 if branch and eight else 512)))
 
 

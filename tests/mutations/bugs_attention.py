@@ -1,0 +1,112 @@
+"""Bugs of attention and chunk_attention."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from plant import Mutation
+
+_ATT = "test_attention.py::"
+att = partial(Mutation, "attention", "attention/triton.py")
+ATTENTION = [
+    att(
+        _ATT + "test_triton_within_budget",
+        "one key too many in the ragged block",
+        "tl.where((key < left)[None, :], logits,",
+        "tl.where((key <= left)[None, :], logits,",
+    ),
+    att(
+        _ATT + "test_triton_gives_the_log_of_the_sum",
+        "log of the sum without the maximum",
+        "(top + tl.log2(total)) *",
+        "(tl.log2(total)) *",
+    ),
+    att(
+        _ATT + "test_triton_gives_the_log_of_the_sum",
+        "log of the sum to base 2",
+        "(top + tl.log2(total)) * 0.6931471805599453",
+        "(top + tl.log2(total))",
+    ),
+    att(
+        _ATT + "test_triton_within_budget",
+        "the accumulator does not decay",
+        'acc * decay[:, None], input_precision="ieee")\n    return acc, total, top',
+        'acc, input_precision="ieee")\n    return acc, total, top',
+    ),
+    att(_ATT + "test_triton_within_budget", "the sum does not decay", "total * decay + tl.sum", "total + tl.sum"),
+    att(
+        _ATT + "test_triton_within_budget",
+        "bias not in powers of two",
+        "(extra * 1.4426950408889634)",
+        "extra",
+    ),
+    att(
+        _ATT + "test_a_fully_masked_sample_gives_zeros",
+        "minus infinity minus itself",
+        'origin = tl.where(highest == float("-inf"), 0.0, highest)',
+        "origin = highest",
+    ),
+    att(
+        _ATT + "test_a_fully_masked_sample_gives_zeros",
+        "divided by a sum of nothing",
+        "total = tl.where(total == 0.0, 1.0, total)",
+        "total = total * 1.0",
+    ),
+    att(
+        _ATT + "test_triton_within_budget_of_adversarial_inputs",
+        "the maximum of logits that are not scaled",
+        "tl.maximum(top, tl.max(logits, 1) * scale)",
+        "tl.maximum(top, tl.max(logits, 1))",
+    ),
+    att(
+        _ATT + "test_triton_overlapped_within_budget",
+        "values not behind but beside (sm_90)",
+        "before = first + tl.where(start == 0, last, start - BLOCK)",
+        "before = first + tl.where(start == 0, last, start)",
+    ),
+    att(
+        _ATT + "test_triton_overlapped_within_budget",
+        "the first block's logits for ever (sm_100)",
+        "logits = following",
+        "logits = logits",
+    ),
+]
+
+_CHUNK = "test_chunk_attention.py::"
+chunk = partial(Mutation, "chunk_attention", "chunk_attention/triton.py")
+CHUNK_ATTENTION = [
+    chunk(
+        _CHUNK + "test_positions_relative_to_the_cache",
+        "the sink asked with the window's queries",
+        "source = sink_q if piece == 0 else q",
+        "source = q",
+    ),
+    chunk(
+        _CHUNK + "test_each_way_through_the_pieces",
+        "the second and third piece begin where the other does",
+        "tl.where(piece == 1, start1, start2)",
+        "tl.where(piece == 1, start2, start1)",
+    ),
+    chunk(
+        _CHUNK + "test_each_way_through_the_pieces",
+        "the third piece's keys with the second's values (TMA)",
+        "            k2,\n            v2,",
+        "            k2,\n            v1,",
+    ),
+    Mutation(
+        "chunk_attention",
+        "attention/triton.py",
+        _CHUNK + "test_each_way_through_the_pieces",
+        "a piece's ragged block read from the cache's beginning",
+        "key = rows_of(k, first + last, left,",
+        "key = rows_of(k, last, left,",
+    ),
+    Mutation(
+        "chunk_attention",
+        "chunk_attention/ring.py",
+        _CHUNK + "test_the_ring_holds_what_a_list_would",
+        "the ring's last place never written",
+        "before_end = min(to_window, self.capacity - first)",
+        "before_end = min(to_window, self.capacity - first - 1)",
+    ),
+]

@@ -1,0 +1,40 @@
+"""All bugs, and which of them a run plants."""
+
+from __future__ import annotations
+
+import zlib
+
+from bugs_attention import ATTENTION, CHUNK_ATTENTION
+from bugs_linear import LINEAR_QUANT
+from bugs_native import NATIVE
+from bugs_norms import ADA_NORM, QK_NORM_ROPE, QK_NORM_ROPE_8BIT
+from bugs_pixels import FRAMES, GUIDANCE_STEP
+from plant import PACKAGE, Mutation
+
+MUTATIONS: tuple[Mutation, ...] = (
+    *ADA_NORM,
+    *ATTENTION,
+    *CHUNK_ATTENTION,
+    *FRAMES,
+    *GUIDANCE_STEP,
+    *LINEAR_QUANT,
+    *QK_NORM_ROPE,
+    *QK_NORM_ROPE_8BIT,
+    *NATIVE,
+)
+
+
+def sample() -> list[Mutation]:
+    """One of each file of kernels, of C++ none; which one changes with the file."""
+    by_file: dict[str, list[Mutation]] = {}
+    for mutation in MUTATIONS:
+        if not mutation.native:
+            by_file.setdefault(mutation.file, []).append(mutation)
+    return [found[zlib.crc32((PACKAGE / file).read_bytes()) % len(found)] for file, found in by_file.items()]
+
+
+def table() -> str:
+    """What README.md shows."""
+    lines = ["| op | file | bug | caught by |", "|---|---|---|---|"]
+    lines += [f"| {m.op} | {m.file} | {m.what} | {m.test.partition('::')[2]} |" for m in MUTATIONS]
+    return "\n".join(lines) + "\n"
