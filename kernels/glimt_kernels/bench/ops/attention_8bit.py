@@ -35,8 +35,8 @@ def eager(
 ) -> Tensor:
     """What one has without the op: back to the working dtype, and PyTorch's own attention."""
     wide = dequantize(q, q_scale, block), dequantize(k, k_scale, block), v if v_scale is None else _values(v, v_scale)
-    heads_first = (x.to(dtype).transpose(1, 2) for x in wide)
-    return F.scaled_dot_product_attention(*heads_first, scale=scale).transpose(1, 2)
+    query, key, value = (x.to(dtype).transpose(1, 2) for x in wide)
+    return F.scaled_dot_product_attention(query, key, value, scale=scale).transpose(1, 2)
 
 
 def _values(v: Tensor, v_scale: Tensor) -> Tensor:
@@ -63,8 +63,8 @@ def workload(name: str, shape: Shape, dtype: torch.dtype, device: torch.device) 
     def exact() -> Sequence[Tensor]:
         rows = _some(dequantize(*queries, BLOCK)).double()
         wide = dequantize(*keys, BLOCK).double(), (v if values[1] is None else _values(*values)).double()
-        heads_first = (x.transpose(1, 2) for x in (rows, *wide))
-        return [F.scaled_dot_product_attention(*heads_first, scale=shape.head_dim**-0.5).transpose(1, 2)]
+        query, key, value = (x.transpose(1, 2) for x in (rows, *wide))
+        return [F.scaled_dot_product_attention(query, key, value, scale=shape.head_dim**-0.5).transpose(1, 2)]
 
     return Workload(
         op="attention_8bit",

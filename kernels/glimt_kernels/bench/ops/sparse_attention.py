@@ -41,8 +41,8 @@ def eager(
     scale: float,
 ) -> Tensor:
     seen = reference.token_mask(indptr, indices, lengths, block, q.shape[1], k.shape[1])
-    heads_first = (x.transpose(1, 2) for x in (q, k, v))
-    return F.scaled_dot_product_attention(*heads_first, attn_mask=seen, scale=scale).transpose(1, 2)
+    query, key, value = (x.transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=scale).transpose(1, 2)
 
 
 def eager_lse(
