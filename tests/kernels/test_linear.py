@@ -11,7 +11,7 @@ from budget import HALVES, adversarial, check_budget, poison, random
 from torch import Tensor
 
 from glimt_kernels import Case, UnsupportedError, dispatch, linear, references_only, select
-from glimt_kernels.aot import SHARED_LIMIT
+from glimt_kernels.resources import SHARED_LIMIT
 from glimt_kernels.linear import onednn, triton
 from glimt_kernels.linear.call import Call
 from glimt_kernels.triton_env import ARCHS

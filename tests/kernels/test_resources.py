@@ -34,6 +34,8 @@ SAMPLE = [
     ("3.6.0", "qk_norm_rope", 120),
     ("3.6.0", "chunk_attention", 100),
 ]
+# Ops some of whose builds have not been compiled by that Triton yet.
+UNSURVEYED: dict[str, set[str]] = {"3.6.0": set()}
 # Ops with matrix instructions; all others are element-wise.
 MATRIX_OPS = {build.op for build in BUILDS.values() if build.needs}
 
@@ -44,7 +46,9 @@ def row_like(**changes: object) -> Row:
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_every_shipped_configuration_has_a_row_and_every_row_is_shipped(version: str) -> None:
-    assert set(TABLE_OF[version]) == set(BUILDS)
+    assert set(TABLE_OF[version]) <= set(BUILDS)
+    unsurveyed = {key[0] for key in set(BUILDS) - set(TABLE_OF[version])}
+    assert unsurveyed <= UNSURVEYED.get(version, set())
 
 
 @pytest.mark.parametrize("version", VERSIONS)
