@@ -11,9 +11,9 @@ from budget import HALVES, adversarial, check_budget, poison, random
 from torch import Tensor
 
 from glimt_kernels import Case, UnsupportedError, dispatch, linear, references_only, select
-from glimt_kernels.resources import SHARED_LIMIT
 from glimt_kernels.linear import onednn, triton
 from glimt_kernels.linear.call import Call
+from glimt_kernels.resources import SHARED_LIMIT
 from glimt_kernels.triton_env import ARCHS
 
 # Those with tiles of their own.
@@ -127,9 +127,9 @@ def test_a_gate_and_a_residual_may_be_wider_than_the_product(impl: str) -> None:
 
 @pytest.mark.parametrize("impl", ["triton", "onednn", "aten", "reference"])
 def test_any_number_of_rows_and_strides(impl: str) -> None:
-    for samples in (0, 1, 3):
-        x = random(samples, 40, 7).transpose(1, 2)
-        weight, residual = random(40, 24, seed=1).t(), random(samples, 7, 48, seed=2)[..., ::2]
+    weights = random(40, 24, seed=1).t(), random(24, 64, seed=1)[:, 3:43]
+    for samples, weight in itertools.product((0, 1, 3), weights):
+        x, residual = random(samples, 40, 7).transpose(1, 2), random(samples, 7, 48, seed=2)[..., ::2]
         gate = random(1, 2, 24, seed=3)[:, 1:]
         if impl == "onednn" and not samples:
             with pytest.raises(UnsupportedError, match="no empty tensors"):

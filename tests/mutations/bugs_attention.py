@@ -1,4 +1,4 @@
-"""Bugs of attention and chunk_attention."""
+"""Bugs of attention, chunk_attention and sparse_attention."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ ATTENTION = [
     att(
         _ATT + "test_triton_overlapped_within_budget",
         "values not behind but beside (sm_90)",
-        "before = first + tl.where(start == 0, last, start - BLOCK)",
-        "before = first + tl.where(start == 0, last, start)",
+        "before = place_of(tl.where(start == begin, alone, start - BLOCK), first",
+        "before = place_of(tl.where(start == begin, alone, start), first",
     ),
     att(
         _ATT + "test_triton_overlapped_within_budget",
@@ -98,8 +98,8 @@ CHUNK_ATTENTION = [
         "attention/triton.py",
         _CHUNK + "test_each_way_through_the_pieces",
         "a piece's ragged block read from the cache's beginning",
-        "key = rows_of(k, first + last, left,",
-        "key = rows_of(k, last, left,",
+        "at = place_of(alone, first, listed, GROUP)\n    following",
+        "at = place_of(alone, 0, listed, GROUP)\n    following",
     ),
     Mutation(
         "chunk_attention",
@@ -108,5 +108,71 @@ CHUNK_ATTENTION = [
         "the ring's last place never written",
         "before_end = min(to_window, self.capacity - first)",
         "before_end = min(to_window, self.capacity - first - 1)",
+    ),
+]
+
+_SPARSE = "test_sparse_attention.py::"
+sparse = partial(Mutation, "sparse_attention", "sparse_attention/triton.py")
+places = partial(Mutation, "sparse_attention", "attention/places.py")
+SPARSE_ATTENTION = [
+    sparse(
+        _SPARSE + "test_triton_within_budget[67-199-64-torch.float16]",
+        "every list begins where the first does",
+        "listed = indices + begin",
+        "listed = indices",
+    ),
+    sparse(
+        _SPARSE + "test_triton_within_budget[67-199-64-torch.float16]",
+        "every head takes the lists of the first",
+        "sample * indptr_sample + head * indptr_head",
+        "sample * indptr_sample + 0 * head * indptr_head",
+    ),
+    sparse(
+        _SPARSE + "test_triton_within_budget[67-199-64-torch.float16]",
+        "the last key of the sequence dropped",
+        "count - GROUP + keys - tl.load(",
+        "count - GROUP + keys - 1 - tl.load(",
+    ),
+    sparse(
+        _SPARSE + "test_empty_lists_give_zeros_and_minus_infinity[triton]",
+        "a list of one block taken for an empty one",
+        "if begin < end:",
+        "if begin + 1 < end:",
+    ),
+    sparse(
+        _SPARSE + "test_empty_lists_give_zeros_and_minus_infinity[triton]",
+        "where all lists are empty, the log of the sum is 0",
+        "lse.fill_(-math.inf)",
+        "lse.zero_()",
+    ),
+    sparse(
+        _SPARSE + "test_each_way_along_the_lists[128-64-80]",
+        "the second half of the values is the first again",
+        "rows_of(v + HALF, at, left, v_token, BLOCK, HEAD_DIM - HALF, HALF, False)",
+        "rows_of(v, at, left, v_token, BLOCK, HEAD_DIM - HALF, HALF, False)",
+    ),
+    places(
+        _SPARSE + "test_empty_places_have_no_say[triton]",
+        "the lengths of blocks ignored",
+        "left = tl.load(lengths + place // GROUP) - place % GROUP",
+        "left = GROUP - place % GROUP",
+    ),
+    places(
+        _SPARSE + "test_each_way_along_the_lists[64-64-80]",
+        "with lengths, the last block of a list never read",
+        "alone, begin, end = 0, BLOCK, last + BLOCK",
+        "alone, begin, end = 0, BLOCK, last",
+    ),
+    places(
+        _SPARSE + "test_each_way_along_the_lists[64-64-80]",
+        "the list read one block late",
+        "place_of(tl.minimum(start + BLOCK, count - 1)",
+        "place_of(tl.minimum(start, count - 1)",
+    ),
+    places(
+        _SPARSE + "test_triton_within_budget[131-67-64-torch.float32]",
+        "all tiles of a block read from where it begins",
+        "tl.load(listed + start // GROUP) * GROUP + start % GROUP",
+        "tl.load(listed + start // GROUP) * GROUP",
     ),
 ]

@@ -1,4 +1,4 @@
-"""Bugs of linear_w8a8, linear_w8 and quantize_rows."""
+"""Bugs of linear, linear_w8a8, linear_w8 and quantize_rows."""
 
 from __future__ import annotations
 
@@ -112,5 +112,47 @@ LINEAR_QUANT = [
         "the scales of a row's groups written over the next row's",
         "scales + row * count + group",
         "scales + row + group",
+    ),
+]
+
+_LINEAR = "test_linear.py::"
+plain = partial(Mutation, "linear", "linear/triton.py")
+shared = partial(Mutation, "linear", "linear_quant/triton.py")
+LINEAR = [
+    plain(
+        _LINEAR + "test_triton_within_budget[torch.float16-bias]",
+        "bias dropped",
+        "Epilogue(bias is not None, ACTIVATIONS",
+        "Epilogue(False, ACTIVATIONS",
+    ),
+    plain(
+        _LINEAR + "test_triton_within_budget[torch.float16-residual]",
+        "the residual dropped",
+        "gate_mode(gate), residual is not None)",
+        "gate_mode(gate), False)",
+    ),
+    plain(
+        _LINEAR + "test_any_number_of_rows_and_strides[triton]",
+        "the weight's rows read one behind the other",
+        "weight.stride(0),",
+        "k,",
+    ),
+    shared(
+        _LINEAR + "test_triton_within_budget[torch.float16-gelu tanh]",
+        "no bias before a GELU",
+        "    if BIAS:",
+        "    if BIAS and GELU == 0:",
+    ),
+    shared(
+        _LINEAR + "test_triton_within_budget[torch.float16-gelu erf]",
+        "the root of two missing from the exact GELU",
+        "tl.erf(value * 0.7071067811865476)",
+        "tl.erf(value)",
+    ),
+    shared(
+        _LINEAR + "test_triton_within_budget[torch.float16-gate of a sample]",
+        "every sample takes the gate of the first",
+        "gate += sample * gate_sample",
+        "gate += 0 * sample * gate_sample",
     ),
 ]

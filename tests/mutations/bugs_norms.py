@@ -1,4 +1,4 @@
-"""Bugs of ada_norm, qk_norm_rope and their 8-bit forms."""
+"""Bugs of layer_norm, rms_norm, ada_norm, qk_norm_rope and their 8-bit forms."""
 
 from __future__ import annotations
 
@@ -204,5 +204,48 @@ QK_NORM_ROPE_8BIT = [
         "a NaN passed over",
         " + tl.sum(mean_square * 0.0)",
         "",
+    ),
+]
+
+_NORM = "test_norm.py::"
+layer = partial(Mutation, "layer_norm", "norm/triton.py")
+rms = partial(Mutation, "rms_norm", "norm/triton.py")
+NORM = [
+    layer(
+        _NORM + "test_triton_within_budget[True-torch.float16]",
+        "the mean not subtracted",
+        "    if CENTERED:\n        value =",
+        "    if CENTERED and WIDTH == 0:\n        value =",
+    ),
+    layer(
+        _NORM + "test_triton_within_budget[True-torch.float32]",
+        "the rounding of the mean not corrected",
+        "(NUMERICS.md).\n        value = tl.where(inside, value - tl.sum(value, 0) / WIDTH, 0.0)",
+        "(NUMERICS.md).\n        value = tl.where(inside, value, 0.0)",
+    ),
+    layer(
+        _NORM + "test_triton_within_budget[True-torch.float16]",
+        "deviations of the padding counted",
+        "    if CENTERED:\n        value = tl.where(inside, value - tl.sum(value, 0) / WIDTH, 0.0)",
+        "    if CENTERED:\n        inside, value = column < BLOCK, value - tl.sum(value, 0) / WIDTH",
+    ),
+    layer(
+        _NORM + "test_triton_within_budget[True-torch.float16]",
+        "bias dropped",
+        "normalized += tl.load(bias + column",
+        "normalized += 0.0 * tl.load(bias + column",
+    ),
+    rms(_NORM + "test_triton_within_budget[True-torch.float16]", "eps dropped", "/ WIDTH + eps)", "/ WIDTH)"),
+    rms(
+        _NORM + "test_triton_within_budget[True-torch.float16]",
+        "squares divided by the width of the padding too",
+        "tl.sum(value * value, 0) / WIDTH",
+        "tl.sum(value * value, 0) / BLOCK",
+    ),
+    rms(
+        _NORM + "test_triton_takes_any_rows_and_strides",
+        "rows read one behind the other",
+        "x + row * x_row + column",
+        "x + row * WIDTH + column",
     ),
 ]

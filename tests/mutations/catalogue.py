@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import zlib
 
-from bugs_attention import ATTENTION, CHUNK_ATTENTION
-from bugs_linear import LINEAR_QUANT
+from bugs_8bit import ATTENTION_8BIT, QUANTIZE_QKV
+from bugs_attention import ATTENTION, CHUNK_ATTENTION, SPARSE_ATTENTION
+from bugs_linear import LINEAR, LINEAR_QUANT
 from bugs_native import NATIVE
-from bugs_norms import ADA_NORM, QK_NORM_ROPE, QK_NORM_ROPE_8BIT
+from bugs_norms import ADA_NORM, NORM, QK_NORM_ROPE, QK_NORM_ROPE_8BIT
 from bugs_pixels import FRAMES, GUIDANCE_STEP
 from plant import PACKAGE, Mutation
 
 MUTATIONS: tuple[Mutation, ...] = (
     *ADA_NORM,
     *ATTENTION,
+    *ATTENTION_8BIT,
     *CHUNK_ATTENTION,
     *FRAMES,
     *GUIDANCE_STEP,
+    *LINEAR,
     *LINEAR_QUANT,
+    *NORM,
     *QK_NORM_ROPE,
     *QK_NORM_ROPE_8BIT,
+    *QUANTIZE_QKV,
+    *SPARSE_ATTENTION,
     *NATIVE,
 )
 
