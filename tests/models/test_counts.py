@@ -120,4 +120,4 @@ def test_the_bytes_that_a_plan_shows_are_those_that_are_counted(size: str) -> No
     _, count = glimt(size)
     shown = profile.transformer_bytes(CONFIGS[size], GRID, 512, item_bytes=2)
     for kind in ("matrix", "attention", "other"):
-        assert getattr(shown, kind) == pytest.approx(count.traffic_bytes(kind), rel=0.01), kind
+        assert getattr(shown, kind) == pytest.approx(count.traffic_bytes(kind), rel=0.02), kind
