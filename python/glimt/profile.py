@@ -74,7 +74,8 @@ def transformer_bytes(
     The kernels are the 13 of a block (``models/wan/transformer.py``), in a dtype of ``item_bytes``. With X the
     bytes of all tokens at the transformer's width and F at that of its MLP: products 15 X + 2 F and the weights (qkv 4,
     out 3, cross q 2, cross out 3, up 1, down 2: what is added to is read), attention 6 X and the context's keys and
-    values, norms and rotation 12 X. Image tokens add an attention (2 X) and a sum (3 X).
+    values, norms and rotation 12 X and the rotation's float32 tables. Image tokens add an attention (2 X) and a sum
+    (3 X).
     """
     n, d, layers = grid.count, config.width, config.num_layers
     x, inner, patch = n * d * item_bytes, n * config.ffn_dim * item_bytes, math.prod(config.patch_size)
@@ -82,7 +83,7 @@ def transformer_bytes(
     ends = n * patch * (config.in_channels + config.out_channels) * item_bytes
     matrix = 15 * x + 2 * inner + (6 * d * d + 2 * d * config.ffn_dim) * item_bytes
     attention = (6 + 2 * image) * x + 2 * (text_tokens + image_tokens) * d * item_bytes
-    norms = (12 + 3 * image) * x
+    norms = (12 + 3 * image) * x + n * config.attention_head_dim * 4
     latents = n * patch * config.in_channels * 4
     return Traffic(
         matrix=layers * matrix + 2 * x + ends,

@@ -76,7 +76,7 @@ def on_chip(monkeypatch: pytest.MonkeyPatch, arch: int, block: int | None = None
     def tiles(_: int, dtype: torch.dtype, head_dim: int, describable: bool = True) -> Any:
         if block is None:
             return real_dense(arch, dtype, head_dim, describable)
-        return real(arch, dtype, head_dim, block, describable)
+        return real(arch, dtype, head_dim, block, False, describable)
 
     monkeypatch.setattr(dense_triton, "tiles", tiles)
 

@@ -176,11 +176,15 @@ def _kernel(
         finish(acc, total, top, out, lse, row, tokens, out_token, HEAD_DIM, BLOCK_D, LSE)
 
 
-def launch_shape(arch: int, dtype: torch.dtype, head_dim: int, block: int, describable: bool = True) -> Tiles:
+def launch_shape(
+    arch: int, dtype: torch.dtype, head_dim: int, block: int, ragged: bool, describable: bool = True
+) -> Tiles:
     """Attention's, but no larger than a block of the mask; half the queries take half the warps."""
     tile = tiles(arch, dtype, head_dim, describable)
     warps = max(4, tile.warps * min(tile.queries, block) // tile.queries)
     tile = tile._replace(queries=min(tile.queries, block), keys=min(tile.keys, block), warps=warps)
+    if dtype == torch.float32 and ragged:
+        return tile._replace(warps=8)  # lengths take registers: with attention's 4 or 16 warps some chips spill
     halves = tile.way == "plain" and dtype != torch.float32 and chip(arch) not in (90, 100)
     return tile._replace(way="halves") if halves and tile.queries == 64 and 64 < head_dim <= 128 else tile
 
@@ -199,7 +203,8 @@ def _launch(
 ) -> None:
     q, k, v = rows(q), rows(k), rows(v)
     samples, tokens, heads, head_dim = q.shape
-    tile = launch_shape(case_of([q]).arch, q.dtype, head_dim, block, describable(k) and describable(v))
+    tma = describable(k) and describable(v)
+    tile = launch_shape(case_of([q]).arch, q.dtype, head_dim, block, lengths is not None, tma)
     with on_device_of(q):
         _kernel[(-(-tokens // tile.queries) * samples * heads,)](
             q,
@@ -292,7 +297,7 @@ def sparse_attention_lse(
 
 def _build(arch: int, dtype: str, head_dim: int, block: int, ragged: bool, describable: bool = True) -> Build:
     """The output alone from whole blocks, or also the log of the sum, from blocks with lengths."""
-    tile = launch_shape(arch, TRITON_DTYPES[dtype], head_dim, block, describable)
+    tile = launch_shape(arch, TRITON_DTYPES[dtype], head_dim, block, ragged, describable)
     keys = f"tensordesc<{dtype}[1,{tile.keys},1,{head_dim}]>" if tile.tma else f"*{dtype}"
     pointers = {"q": f"*{dtype}", "k": keys, "v": keys, "out": f"*{dtype}", "lse": "*fp32"}
     numbers = ("tokens", "keys", "heads", "indptr_sample", "indptr_head")
@@ -325,6 +330,11 @@ BUILDS = [
         for arch in ARCHS
     ),
     *(_build(arch, "bf16", head_dim, 128, True) for head_dim in (32, 96, 256) for arch in ARCHS),
-    *(_build(arch, "fp32", head_dim, 128, True) for head_dim in (32, 64, 128, 256) for arch in ARCHS),
+    *(
+        _build(arch, "fp32", head_dim, 128, ragged)
+        for ragged in (False, True)
+        for head_dim in (32, 64, 128, 256)
+        for arch in ARCHS
+    ),
     *(_build(arch, "bf16", head_dim, 128, True, describable=False) for head_dim in (64, 128) for arch in (90, 100)),
 ]
