@@ -175,7 +175,8 @@ def measure(rounds: int, threads: int, say: Callable[[str], None]) -> dict[str, 
                 times[name].append({stage: watch.spans[stage].wall_s for stage in STAGES})
         for name in variants:
             least_db = min(least_db, require_agreement(frames[AS_IT_IS], frames[name], f"without {name}"))
-        say(f"round {index} of {rounds}: {times[AS_IT_IS][-1]['whole'] if index else 0:.2f} s as it is")
+        done = f"round {index} of {rounds}: {times[AS_IT_IS][-1]['whole']:.2f} s as it is" if index else "warmed up"
+        say(done)
     return {"times": times, "least_db": least_db, "about": engine.about()}
 
 
