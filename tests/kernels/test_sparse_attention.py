@@ -113,7 +113,8 @@ def test_within_budget_of_adversarial_inputs(name: str, impl: str) -> None:
 def test_each_way_along_the_lists(arch: int, head_dim: int, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whole blocks and the ragged last one, then blocks that have lengths."""
     ways = {80: "halves" if (head_dim, block) == (128, 64) else "plain", 90: "values behind", 100: "logits ahead"}
-    assert triton.launch_shape(arch, torch.float16, head_dim, block).way == ways[arch]
+    for ragged in (False, True):
+        assert triton.launch_shape(arch, torch.float16, head_dim, block, ragged).way == ways[arch]
     poison(monkeypatch)
     on_chip(monkeypatch, arch)
     q, k, v = make(block + 3, 4 * block, head_dim, torch.float16)
