@@ -35,7 +35,8 @@ def _lines(info: dict[str, Any]) -> Iterator[str]:
     yield from (f"  {device:<14}{state}" for device, state in info["tuned"].items())
     for case, rows in info["implementations"].items():
         yield f"\noperations, {case}"
-        yield from (f"  {row['op']:<20}{row['impl']:<12}{_state(row)}" for row in rows)
+        width = max(len(row["op"]) for row in rows) + 2
+        yield from (f"  {row['op']:<{width}}{row['impl']:<12}{_state(row)}" for row in rows)
 
 
 def _state(row: dict[str, Any]) -> str:
