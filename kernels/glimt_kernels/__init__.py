@@ -6,7 +6,7 @@ implementations that :mod:`glimt_kernels.dispatch` chooses among. ``dispatch.inv
 
 from glimt_kernels.ada_norm.api import ada_norm, ada_norm_8bit, gated_ada_norm, gated_ada_norm_8bit
 from glimt_kernels.attention.api import attention
-from glimt_kernels.attention_8bit.api import attention_8bit, attention_8bit_levels
+from glimt_kernels.attention_8bit.api import attention_8bit, attention_8bit_levels, preferred_formats
 from glimt_kernels.chunk_attention.api import chunk_attention
 from glimt_kernels.chunk_attention.ring import KvRing
 from glimt_kernels.dispatch import (
@@ -61,6 +61,7 @@ __all__ = [
     "linear_quant",
     "linear_w8",
     "linear_w8a8",
+    "preferred_formats",
     "qk_norm_rope",
     "qk_norm_rope_8bit",
     "quantize_blocks",

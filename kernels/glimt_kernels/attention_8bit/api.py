@@ -37,6 +37,11 @@ def preferred(arch: int, dtype: torch.dtype) -> Formats:
     return Formats(FP8 if 100 <= arch < 120 else torch.int8, half if 0 < arch < 89 else FP8)
 
 
+def preferred_formats(x: Tensor) -> Formats:
+    """:func:`preferred` for the device and the dtype of ``x``."""
+    return preferred(case_of([x]).arch, x.dtype)
+
+
 def attention_8bit(
     q: Tensor,
     k: Tensor,
@@ -83,7 +88,7 @@ def attention_8bit(
             f"attention_8bit takes q, k and v of one dtype, bfloat16, float16 or float32; found {q.dtype}, {k.dtype}, "
             f"{v.dtype}"
         )
-    default = preferred(case_of([q]).arch, v.dtype)
+    default = preferred_formats(v)
     qk, pv = default.qk if qk is None else qk, default.pv if pv is None else pv
     if pv not in VALUES:
         raise ValueError(f"attention_8bit takes pv float8_e4m3fn, float16 or bfloat16; found {pv}")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from glimt.models.eight_bit import EightBitLinear, Rows
 from glimt.models.linear import Linear, fuses
 from glimt.models.wan.config import WanTransformerConfig
 from glimt_kernels import layer_norm, rms_norm
@@ -41,7 +43,7 @@ class Fp32LayerNorm(nn.LayerNorm):
 class _Projection(nn.Module):
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.proj = Linear(width, hidden)
+        self.proj: Linear | EightBitLinear = Linear(width, hidden)
 
 
 class Mlp(nn.Module):
@@ -52,9 +54,16 @@ class Mlp(nn.Module):
         self.net = nn.ModuleList([_Projection(width, hidden), nn.Identity(), Linear(hidden, out)])
         self.approximate = approximate
 
-    def forward(self, x: Tensor, *, gate: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
+    def quantize(self, kind: str) -> None:
+        """Both products in eight bits from now on."""
         first, last = self.net[0], self.net[2]
         assert isinstance(first, _Projection) and isinstance(last, Linear)
+        first.proj = EightBitLinear(cast(Linear, first.proj), kind=kind)
+        self.net[2] = EightBitLinear(last, kind=kind)
+
+    def forward(self, x: Tensor | Rows, *, gate: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
+        first, last = self.net[0], self.net[2]
+        assert isinstance(first, _Projection)
         inner: Tensor = first.proj(x, gelu=self.approximate)
         out: Tensor = last(inner, gate=gate, residual=residual)
         return out
