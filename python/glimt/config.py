@@ -11,6 +11,7 @@ from glimt.errors import RequestError
 from glimt.suggest import checked_keywords, did_you_mean
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+PRECISIONS = ("full", "int8", "fp8")
 BACKENDS = ("eager",)
 QUALITIES = ("exact", "equivalent", "lossy")
 
@@ -23,10 +24,12 @@ class EngineConfig:
     Attributes:
         device: ``auto`` (CUDA where there is one, else the CPU), ``cpu``, ``cuda`` or ``cuda:<index>``.
         dtype: arithmetic of the networks. ``auto`` is float32 on a CPU and bfloat16 on CUDA; latents stay float32.
+        precision: ``full``, or ``int8`` or ``fp8``: the transformers' products and self-attention on eight-bit numbers
+            with scales, their weights in half the memory. Class lossy, so it wants ``quality="lossy"``.
         backend: how modules are run.
         quality: the loosest class of optimization allowed: ``exact`` (the bits of PyTorch's own operations in their
             plain form: nothing fused, folded or reordered), ``equivalent`` (within the numerics budget) or ``lossy``
-            (may change the picture; so far there is nothing of this class, and it runs as ``equivalent``).
+            (may change the picture: allows ``precision``, and runs all else as ``equivalent``).
         memory_budget_bytes: the most memory a request may be planned to need; ``None`` is what the machine has free.
         strict: a fallback to another implementation is an error, not a note in the report.
         offline: ``True`` never touches the network, ``None`` follows ``HF_HUB_OFFLINE``.
@@ -38,6 +41,7 @@ class EngineConfig:
 
     device: str = "auto"
     dtype: str = "auto"
+    precision: str = "full"
     backend: str = "eager"
     quality: str = "equivalent"
     memory_budget_bytes: int | None = None
@@ -66,6 +70,7 @@ class EngineConfig:
         return [
             _check_device(self.device),
             _check_choice("dtype", self.dtype, DTYPES),
+            _check_choice("precision", self.precision, PRECISIONS) or _check_lossy(self.precision, self.quality),
             _check_choice("backend", self.backend, BACKENDS),
             _check_choice("quality", self.quality, QUALITIES),
             _check_budget(self.memory_budget_bytes),
@@ -87,6 +92,15 @@ def _check_choice(field: str, value: object, choices: tuple[str, ...]) -> str:
         return ""
     near = did_you_mean(value, choices) if isinstance(value, str) else ""
     return f"{field}: {value!r} is not one of {', '.join(map(repr, choices))}{near}"
+
+
+def _check_lossy(precision: str, quality: str) -> str:
+    if precision == "full" or quality == "lossy" or quality not in QUALITIES:
+        return ""
+    return (
+        f"precision: {precision!r} changes the picture (class lossy), and quality is {quality!r}; "
+        "use quality='lossy', or precision='full'"
+    )
 
 
 def _check_budget(value: object) -> str:

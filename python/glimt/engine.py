@@ -82,7 +82,14 @@ class Engine:
         settings = (config or EngineConfig()).override(**overrides)
         folder = open_model(model, base=base, offline=settings.offline, allow_pickle=settings.allow_pickle)
         planner = Planner.of(folder, settings)
-        return cls(planner, Components(folder, planner.device, planner.dtype, settings.allow_pickle))
+        made = Components(
+            folder,
+            planner.device,
+            planner.dtype,
+            allow_pickle=settings.allow_pickle,
+            precision=settings.precision,
+        )
+        return cls(planner, made)
 
     def preload(self) -> None:
         """Bring transformers and VAE into memory now, if all components fit there together, as :meth:`load` does.

@@ -107,7 +107,8 @@ _OPTIONS = {
     "width": "--size (width)",
     **{name: f"--{name.replace('_', '-')}" for name in ("fps", "crf", "seed", "solver", "shift", "image")},
     **{name: f"--{name.replace('_', '-')}" for name in ("op", "shapes", "repeats", "out", "provider_file")},
-    **{name: f"--{name.replace('_', '-')}" for name in ("last_image", "preview_every", "device", "dtype", "quality")},
+    **{name: f"--{name.replace('_', '-')}" for name in ("last_image", "preview_every", "device", "dtype")},
+    **{name: f"--{name}" for name in ("precision", "quality")},
 }
 
 

@@ -102,6 +102,7 @@ def engine_config(namespace: argparse.Namespace, recorded: dict[str, Any] | None
     typed = {
         "device": namespace.device,
         "dtype": namespace.dtype,
+        "precision": namespace.precision,
         "quality": namespace.quality,
         "memory_budget_bytes": namespace.memory_budget,
         "offline": namespace.offline,

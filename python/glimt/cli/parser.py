@@ -235,6 +235,9 @@ def _add_engine(parser: Parser, *, reproduces: bool) -> None:
     group.add_argument("--device", metavar="NAME", help=f"auto, cpu, cuda or cuda:N{recorded}")
     group.add_argument("--dtype", metavar="NAME", help=f"auto, float32, bfloat16 or float16{recorded}")
     group.add_argument(
+        "--precision", metavar="NAME", help=f"full, int8 or fp8, the last two with --quality lossy{recorded}"
+    )
+    group.add_argument(
         "--quality", metavar="CLASS", help=f"loosest optimizations allowed: exact, equivalent or lossy{recorded}"
     )
     group.add_argument(

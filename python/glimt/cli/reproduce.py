@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from glimt.engine import Engine
 
 # What a record may decide here. Whether to run pickles or to use the network is not for a file to say.
-_RECORDED_SETTINGS = ("device", "dtype", "backend", "quality")
+_RECORDED_SETTINGS = ("device", "dtype", "precision", "backend", "quality")
 
 
 def run(namespace: argparse.Namespace) -> Outcome:

@@ -62,8 +62,10 @@ class Embeddings:
 class Components:
     """The components of one checkpoint on one device in one dtype."""
 
-    def __init__(self, folder: CheckpointFolder, device: str, dtype: str, allow_pickle: bool) -> None:
-        self._folder, self._device, self._allow_pickle = folder, device, allow_pickle
+    def __init__(
+        self, folder: CheckpointFolder, device: str, dtype: str, *, allow_pickle: bool = False, precision: str = "full"
+    ) -> None:
+        self._folder, self._device, self._allow_pickle, self._precision = folder, device, allow_pickle, precision
         self._dtype: torch.dtype = getattr(torch, dtype)
         self._held: dict[str, Any] = {}
         self._sound: set[str] = set()  # components whose every value was looked at, as loading does
@@ -135,7 +137,9 @@ class Components:
             return cast(T, self._held[name])
 
     def _load(self, name: str) -> nn.Module:
-        module = self._folder.load_component(name, self._device, self._dtype, allow_pickle=self._allow_pickle)
+        module = self._folder.load_component(
+            name, self._device, self._dtype, allow_pickle=self._allow_pickle, precision=self._precision
+        )
         self._sound.add(name)
         return module
 

@@ -105,7 +105,11 @@ class Planner:
         """Of each component with weights, in the dtype it will run in."""
         sized = {name: part for name, part in self.folder.components.items() if part.files}
         item = _ITEM_BYTES[self.dtype]
-        return {name: part.num_parameters * item or part.num_bytes for name, part in sized.items()}
+        found = {name: part.num_parameters * item or part.num_bytes for name, part in sized.items()}
+        if self.config.precision != "full":
+            saved = (item - 1) * self.transformer.eight_bit_parameters
+            found |= {name: found[name] - saved for name in EXPERTS if name in found}
+        return found
 
     @cached_property
     def ops(self) -> tuple[OpChoice, ...]:
@@ -117,7 +121,7 @@ class Planner:
 
         case = Case(self.device.partition(":")[0], getattr(torch, self.dtype))
         with references_only(self.config.quality == "exact"):
-            choices = _choices(case)
+            choices = _choices(case, eight_bit=self.config.precision != "full")
         passed_over = [line for choice in choices for line in choice.passed_over]
         if self.config.strict and passed_over:
             raise RequestError(*(f"strict: {line}" for line in passed_over))
@@ -314,7 +318,7 @@ class _Work:
         return max(self.peaks(clip, staged=True).values())
 
 
-def _choices(case: Case) -> tuple[OpChoice, ...]:
+def _choices(case: Case, *, eight_bit: bool) -> tuple[OpChoice, ...]:
     """What runs each op that the networks call for ``case``, as they say themselves."""
     import torch
 
@@ -326,7 +330,7 @@ def _choices(case: Case) -> tuple[OpChoice, ...]:
     passed_over = tuple(f"convolution: onednn cannot run here: {reason}" for reason in reasons)
     linear = OpChoice("linear", "aten") if wants_references() else _choice("linear", _linear_cases(case))
     choices = [linear, OpChoice("convolution", name, passed_over)]
-    wanted = dict.fromkeys((*transformer.kernels_used(), *vae_ops.kernels_used(case)), case)
+    wanted = dict.fromkeys((*transformer.kernels_used(eight_bit=eight_bit), *vae_ops.kernels_used(case)), case)
     wanted["frames_to_uint8"] = case._replace(dtype=torch.float32)  # pixels are float32 whatever made them
     for op, its_case in wanted.items():
         choice = _choice(op, [its_case])

@@ -23,7 +23,7 @@ class Kind:
 
     ``keep_in_fp32`` and ``ignore`` are parts of tensors' dotted names (see :func:`glimt.weights.assign.load_into`);
     ``half_only`` restricts the first to float16, whose range is the reason. ``settle`` is called with the filled module
-    where it is not on a CPU.
+    where it is not on a CPU. ``quantize`` is called with the module, a kind of eight-bit numbers and the device.
     """
 
     build: Callable[[Mapping[str, Any]], nn.Module]
@@ -31,12 +31,19 @@ class Kind:
     half_only: bool = False
     ignore: Collection[str] = ()
     settle: Callable[[Any], None] | None = None
+    quantize: Callable[[Any, str, torch.device], None] | None = None
 
 
 def load(
-    component: Component, device: torch.device | str, dtype: torch.dtype | None, *, allow_pickle: bool = False
+    component: Component,
+    device: torch.device | str,
+    dtype: torch.dtype | None,
+    *,
+    allow_pickle: bool = False,
+    precision: str = "full",
 ) -> nn.Module:
-    """Build a component without memory and fill it from its files.
+    """Build a component without memory and fill it from its files; with ``precision`` ``"int8"`` or ``"fp8"`` its
+    products then become eight-bit, where its class has such.
 
     Raises:
         CheckpointError: a class that cannot be loaded, a config its class refuses, or mismatched or NaN tensors.
@@ -44,6 +51,7 @@ def load(
     """
     kind = _kind(component)
     module, source = _build(kind, component), _source(component, allow_pickle)
+    device, quantizes = torch.device(device), kind.quantize is not None and precision != "full"
     keep = kind.keep_in_fp32 if not kind.half_only or dtype == torch.float16 else ()
     load_into(
         module,
@@ -51,11 +59,13 @@ def load(
         what=_what(component),
         names=_names(component, source.entries, module),
         dtype=dtype,
-        device=device,
+        device="cpu" if quantizes else device,
         keep_in_fp32=keep,
         ignore=kind.ignore,
     )
-    if kind.settle is not None and torch.device(device).type != "cpu":
+    if quantizes and kind.quantize is not None:
+        kind.quantize(module, precision, device)
+    elif kind.settle is not None and device.type != "cpu":
         kind.settle(module)
     return module.to(device).eval()  # buffers that are in no file follow here
 
@@ -153,7 +163,13 @@ def _kinds() -> dict[str, Kind]:
 
     # Diffusers' own files of Wan 2.1 I2V carry `norm_added_q`, which no model reads.
     return {
-        "WanTransformer3DModel": Kind(_transformer, KEEP_IN_FP32, ignore=("norm_added_q",), settle=WanTransformer.fuse),
+        "WanTransformer3DModel": Kind(
+            _transformer,
+            KEEP_IN_FP32,
+            ignore=("norm_added_q",),
+            settle=WanTransformer.fuse,
+            quantize=WanTransformer.quantize,
+        ),
         "AutoencoderKLWan": Kind(_vae),
         "UMT5EncoderModel": Kind(_text_encoder, ("wo",), half_only=True),
         "CLIPVisionModel": Kind(_image_encoder, ignore=("position_ids", "visual_projection")),

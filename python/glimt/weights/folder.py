@@ -168,19 +168,21 @@ class CheckpointFolder:
         dtype: torch.dtype | None = None,
         *,
         allow_pickle: bool = False,
+        precision: str = "full",
     ) -> nn.Module:
         """A component with weights as a module in evaluation mode, its parameters without gradients.
 
         Args:
             name: ``transformer``, ``transformer_2``, ``vae``, ``text_encoder`` or ``image_encoder``.
             dtype: of the floating weights; None keeps the file's. Modules that must stay float32 do.
+            precision: "int8" or "fp8": the products of a transformer take eight-bit numbers.
 
         Raises:
             CheckpointError: every missing, extra or mis-shaped tensor, or every tensor with NaN.
         """
         from glimt.weights.components import load
 
-        return load(self.component(name), device, dtype, allow_pickle=allow_pickle)
+        return load(self.component(name), device, dtype, allow_pickle=allow_pickle, precision=precision)
 
     def card(self) -> ModelCard:
         """What kind of model this is and its defaults."""

@@ -62,6 +62,11 @@ class WanTransformerConfig:
         return self.num_attention_heads * self.attention_head_dim
 
     @property
+    def eight_bit_parameters(self) -> int:
+        """Weights that :meth:`glimt.models.wan.transformer.WanTransformer.quantize` makes eight-bit."""
+        return self.num_layers * (5 * self.width**2 + 2 * self.width * self.ffn_dim)
+
+    @property
     def has_image_branch(self) -> bool:
         """Whether cross-attention has the extra CLIP keys and values of Wan 2.1 I2V and FLF2V."""
         return self.added_kv_proj_dim is not None

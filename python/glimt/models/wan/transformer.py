@@ -338,14 +338,15 @@ class WanTransformer(nn.Module):
         for block in self._blocks():
             block.attn1.fuse()
 
-    def quantize(self, kind: str) -> None:
+    def quantize(self, kind: str, device: torch.device | str | None = None) -> None:
         """Have the products of the blocks and their self-attention take eight-bit numbers, ``"int8"`` or ``"fp8"``.
 
         Embeddings, text, modulation, norms and the last product stay as they are, and so does cross-attention but for
         what leaves it. For inference alone; the weights go, so there is no way back.
+        Blocks go to ``device``, if given, one by one and before they are quantized: it never holds the whole weights.
         """
         for block in self._blocks():
-            block.quantize(kind)
+            block.to(device).quantize(kind)
 
     def forward(
         self,
