@@ -116,7 +116,7 @@ def quantize_weight(weight: Tensor, kind: str, granularity: str = "channel") -> 
     if weight.dim() != 2 or not weight.numel() or not weight.is_floating_point():
         found = f"{weight.dtype} {list(weight.shape)}"
         raise ValueError(f"quantize_weight takes a weight [N, K], floating and not empty; found {found}")
-    if not weight.isfinite().all():
+    if not weight.is_meta and not weight.isfinite().all():
         raise ValueError(f"the weight {list(weight.shape)} holds NaN or infinity, which no scale can express")
     wide = widen(weight.detach())
     if granularity == "channel":
