@@ -67,14 +67,15 @@ def attention_flops(config: WanTransformerConfig, grid: TokenGrid, text_tokens: 
 
 
 def transformer_bytes(
-    config: WanTransformerConfig, grid: TokenGrid, text_tokens: int, image_tokens: int = 0, *, item_bytes: int
+    config: WanTransformerConfig, grid: TokenGrid, text_tokens: int, image_tokens: int = 0, *, item_bytes: int, eight_bit: bool = False
 ) -> Traffic:
     """What one forward moves where each kernel reads its inputs once and writes its result once.
 
     The kernels are the 13 of a block (``models/wan/transformer.py``), in a dtype of ``item_bytes``. With X the
     bytes of all tokens at the transformer's width and F at that of its MLP: products 15 X + 2 F and the weights (qkv 4,
     out 3, cross q 2, cross out 3, up 1, down 2: what is added to is read), attention 6 X and the context's keys and
-    values, norms and rotation 12 X and the rotation's float32 tables. Image tokens add an attention (2 X) and a sum
+    values, norms and rotation 12 X and the rotation's float32 tables. ``eight_bit``: as ``WanTransformer.quantize`` has
+    it, where levels of one byte are read and written beside them. Image tokens add an attention (2 X) and a sum
     (3 X).
     """
     n, d, layers = grid.count, config.width, config.num_layers
@@ -84,6 +85,12 @@ def transformer_bytes(
     matrix = 15 * x + 2 * inner + (6 * d * d + 2 * d * config.ffn_dim) * item_bytes
     attention = (6 + 2 * image) * x + 2 * (text_tokens + image_tokens) * d * item_bytes
     norms = (12 + 3 * image) * x + n * config.attention_head_dim * 4
+    if eight_bit:
+        levels, hidden = n * d, n * config.ffn_dim
+        matrix += 4 * levels + hidden - 4 * x - inner - (5 * d * d + 2 * d * config.ffn_dim) * (item_bytes - 1)
+        attention += 3 * (levels - x)
+        # The norms give levels, and so do four passes of their own: of the values, and before three products.
+        norms += 4 * (levels - x) + 3 * (x + levels) + inner + hidden + 5 * x // 17  # of every 17th key, the mean
     latents = n * patch * config.in_channels * 4
     return Traffic(
         matrix=layers * matrix + 2 * x + ends,

@@ -56,13 +56,15 @@ def inputs(config: WanTransformerConfig) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @cache
-def glimt(size: str, *, fused: bool = True, arch: int = 90) -> tuple[Count, Count]:
+def glimt(size: str, *, fused: bool = True, arch: int = 90, eight_bit: bool = False) -> tuple[Count, Count]:
     """(what is done once a request, one forward)."""
     config = CONFIGS[size]
     with torch.no_grad(), torch.device("meta"):
         model = WanTransformer(config)
         halved(model)
-        if fused:
+        if eight_bit:
+            model.quantize("int8")
+        elif fused:
             model.fuse()
         latents, text = inputs(config)
         half = (GRID.count, config.attention_head_dim // 2)
@@ -116,10 +118,11 @@ def test_three_products_where_the_weights_do_not_lie_together() -> None:
     assert glimt("1.3B", fused=False)[1].launches == glimt("1.3B")[1].launches + 2 * layers
 
 
+@pytest.mark.parametrize("eight_bit", [False, True], ids=["16 bits", "8 bits"])
 @pytest.mark.parametrize("size", CONFIGS)
-def test_the_bytes_that_a_plan_shows_are_those_that_are_counted(size: str) -> None:
-    _, count = glimt(size)
-    shown = profile.transformer_bytes(CONFIGS[size], GRID, 512, item_bytes=2)
+def test_the_bytes_that_a_plan_shows_are_those_that_are_counted(size: str, eight_bit: bool) -> None:
+    _, count = glimt(size, eight_bit=eight_bit)
+    shown = profile.transformer_bytes(CONFIGS[size], GRID, 512, item_bytes=2, eight_bit=eight_bit)
     for kind in ("matrix", "attention", "other"):
         assert getattr(shown, kind) == pytest.approx(count.traffic_bytes(kind), rel=0.01), kind
 

@@ -71,6 +71,8 @@ def forward_plan(matrix_flops: int, attention_flops: int, moved: Traffic, gpu: s
     """The floor where kernels run one after the other: products and attention at the matrix rate or that of memory,
     whichever is slower, all else at that of memory."""
     peak = PEAKS.get(gpu or "")
+    if gpu is not None and dtype in ("int8", "fp8"):
+        return ForwardPlan(matrix_flops, attention_flops, moved, None, f"none on record for {dtype}")
     if peak is None:
         missing = "a CPU" if gpu is None else repr(gpu)
         return ForwardPlan(matrix_flops, attention_flops, moved, None, f"none on record for {missing}")

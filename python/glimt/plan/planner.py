@@ -239,9 +239,10 @@ class _Work:
         planner, item = self.planner, _ITEM_BYTES[self.planner.dtype]
         of = planner.transformer, self.asked.token_grid(planner.card), self.text_tokens, self.image_tokens
         attention = profile.attention_flops(*of)
-        moved = profile.transformer_bytes(*of, item_bytes=item)
-        name = device_name(planner.device)
-        return forward_plan(profile.transformer_flops(*of) - attention, attention, moved, name, planner.dtype)
+        eight_bit = planner.config.precision != "full"
+        moved = profile.transformer_bytes(*of, item_bytes=item, eight_bit=eight_bit)
+        name, kind = device_name(planner.device), planner.config.precision if eight_bit else planner.dtype
+        return forward_plan(profile.transformer_flops(*of) - attention, attention, moved, name, kind)
 
     def flops(self, staged: bool) -> dict[str, int]:
         planner, asked, tokens, image = self.planner, self.asked, self.text_tokens, self.image_tokens
