@@ -82,20 +82,23 @@ def key(op: str, args: Sequence[Any]) -> str:
     return " ".join(parts)
 
 
-def lookup(op: str, args: Sequence[Any]) -> str:
-    """The implementation found fastest for calls like this one; "" where nothing is known."""
-    first = next((arg for arg in args if isinstance(arg, Tensor)), None)
-    if first is None or first.device.type not in ("cpu", "cuda"):
+def lookup(op: str, args: Sequence[Any], on: torch.device | None = None) -> str:
+    """The implementation found fastest for calls like this one; "" where nothing is known.
+
+    ``on``: the device that is meant, where it is not that of the tensors.
+    """
+    device = on or next((arg.device for arg in args if isinstance(arg, Tensor)), None)
+    if device is None or device.type not in ("cpu", "cuda"):
         return ""
-    choices = table(first.device).choices
+    choices = table(device).choices
     return choices.get(key(op, args), "") if choices else ""
 
 
-def agreed(op: str, device: str, dtype: torch.dtype | None) -> str:
+def agreed(op: str, device: torch.device, dtype: torch.dtype | None) -> str:
     """The implementation that all choices for ``op`` in ``dtype`` name; "" where they differ or there are none."""
-    if device not in ("cpu", "cuda") or dtype is None or (device == "cuda" and not torch.cuda.is_available()):
+    if device.type not in ("cpu", "cuda") or dtype is None:
         return ""
-    choices = table(torch.device(device)).choices
+    choices = table(device).choices
     found = {impl for name, impl in choices.items() if name.split(" ")[:2] == [op, _name(dtype)]}
     return found.pop() if len(found) == 1 else ""
 

@@ -160,12 +160,17 @@ class Engine:
         videos = tuple(np.concatenate(parts) for parts in chunks)
         if report is None:
             raise GlimtError("the run ended without a report")
-        provenance = self._provenance(plan, tuple(frames_sha256(frames) for frames in videos))
+        digests = tuple(frames_sha256(frames) for frames in videos)
+        provenance = self._provenance(plan, report.implementations, digests)
         return VideoResult(videos, plan.request.fps, report, provenance, None if kept is None else tuple(kept))
 
     def provenance(self, request: Request, variant: int = 0) -> dict[str, Any]:
-        """The settings record that belongs into the file of one variant of ``request``; see ``glimt.video.record``."""
-        return self._provenance(self.plan(request), ()).record(variant)
+        """The settings record that belongs into the file of one variant of ``request``; see ``glimt.video.record``.
+
+        Its implementations are those that the plan foresees; those that ran are in the run's events and report.
+        """
+        plan = self.plan(request)
+        return self._provenance(plan, plan.implementations).record(variant)
 
     def close(self) -> None:
         """Let go of all components and embeddings. Runs under way go on; a later request loads anew."""
@@ -189,7 +194,9 @@ class Engine:
         plan.require_fit()
         return plan, run(self._components, plan, keep)
 
-    def _provenance(self, plan: GenerationPlan, digests: tuple[str, ...]) -> Provenance:
+    def _provenance(
+        self, plan: GenerationPlan, implementations: dict[str, str], digests: tuple[str, ...] = ()
+    ) -> Provenance:
         return Provenance(
             model=plan.model,
             model_digest=self.digest,
@@ -198,7 +205,7 @@ class Engine:
             config=self.config.to_dict(),
             device=plan.device,
             dtype=plan.dtype,
-            implementations=plan.implementations,
+            implementations=implementations,
             notes=plan.notes,
             frames_sha256=digests,
             components={name: part.digest() for name, part in self._planner.folder.components.items()},

@@ -23,6 +23,8 @@ from glimt.weights.origin import Origin
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from glimt.plan.value import OpChoice
+
 _MEGABYTE = 1_000_000
 
 
@@ -60,9 +62,11 @@ class RunReport:
         stages: in order.
         total_ms: from the request to its last frame, consumers of a stream included.
         peak_rss_bytes: the most resident memory the process has had, not only in this request.
-        implementations: which implementation of each op ran.
+        implementations: which implementation of each op ran, as each call chose it; previews, which are decoded when a
+            consumer asks for them, apart.
         fallbacks: implementations that were passed over, each with its reasons.
         notes: what the caller should know, such as how a prompt was cut.
+        ops: of each op that ran, on which device, chip and dtypes, and why its other implementations did not.
     """
 
     stages: tuple[StageReport, ...]
@@ -71,6 +75,7 @@ class RunReport:
     implementations: dict[str, str]
     fallbacks: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    ops: tuple[OpChoice, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

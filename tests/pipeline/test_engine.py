@@ -21,7 +21,7 @@ from glimt.engine import Engine
 from glimt.errors import CheckpointError, MemoryBudgetError, NonFiniteError, RequestError
 from glimt.models.wan.transformer import WanTransformer
 from glimt.pipeline import components
-from glimt.pipeline.components import Embeddings
+from glimt.pipeline.components import Embedded, Embeddings
 from glimt.pipeline.events import FrameChunk, StageEvent, StepState
 from glimt.plan import EXPERTS, GenerationPlan
 from glimt.report import frames_sha256
@@ -350,7 +350,7 @@ def test_embeddings_are_kept_within_their_bytes() -> None:
     rows = torch.zeros(10, 10)
     kept = Embeddings(limit_bytes=3 * rows.nbytes)
     for i in range(5):
-        kept.put(str(i), rows)
+        kept.put(str(i), Embedded(rows))
         assert kept.get("0") is not None  # used all the time, so the last to go
     assert kept.size_bytes() <= 3 * rows.nbytes and kept.get("1") is None and kept.get("4") is not None
 

@@ -6,8 +6,8 @@ The estimates of seconds rest on a few matrix products that are run and timed on
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,9 @@ from glimt.config import EngineConfig
 from glimt.errors import RequestError
 from glimt.models.wan.config import WanTransformerConfig, WanVaeConfig
 from glimt.models.zoo import ModelCard
+from glimt.plan.calls import network_calls, pixel_calls
 from glimt.plan.floor import ForwardPlan, device_name, forward_plan
+from glimt.plan.ops import foreseen
 from glimt.plan.value import GenerationPlan, OpChoice, StagePlan
 from glimt.request import GenerateRequest, ResolvedRequest
 from glimt.sampling import schedule as schedules
@@ -26,7 +28,6 @@ from glimt.shapes import PixelGrid
 if TYPE_CHECKING:
     from glimt.models.text import TokenizedPrompt
     from glimt.weights.folder import CheckpointFolder
-    from glimt_kernels import Case
 
 _ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 EXPERTS = ("transformer", "transformer_2")  # for high noise, for low
@@ -107,22 +108,6 @@ class Planner:
         item = _ITEM_BYTES[self.dtype]
         return {name: part.num_parameters * item or part.num_bytes for name, part in sized.items()}
 
-    @cached_property
-    def ops(self) -> tuple[OpChoice, ...]:
-        """The implementation of each op that a run calls on this device in this dtype. Raises RequestError under
-        ``strict`` if a better one than the one chosen is passed over."""
-        import torch
-
-        from glimt_kernels import Case, references_only
-
-        case = Case(self.device.partition(":")[0], getattr(torch, self.dtype))
-        with references_only(self.config.quality == "exact"):
-            choices = _choices(case)
-        passed_over = [line for choice in choices for line in choice.passed_over]
-        if self.config.strict and passed_over:
-            raise RequestError(*(f"strict: {line}" for line in passed_over))
-        return choices
-
     def weights_fit(self) -> bool:
         """Whether all components fit in the memory budget together; there may be no room for a request's activations
         beside them, and it then runs staged."""
@@ -170,7 +155,7 @@ class Planner:
             dtype=self.dtype,
             backend=self.config.backend,
             quality=self.config.quality,
-            ops=self.ops,
+            ops=work.ops(),
             stages=stages,
             forward=work.forward(),
             rate_source=source,
@@ -230,6 +215,20 @@ class _Work:
         config = self.planner.folder.component("image_encoder").config
         each = (int(config["image_size"]) // int(config["patch_size"])) ** 2 + 1
         return each if self.asked.last_image is None else 2 * each
+
+    def ops(self) -> tuple[OpChoice, ...]:
+        """The implementation of each op that the run calls. Raises RequestError for one that the environment asks for
+        and that cannot run, and under ``strict`` if a better one than the one chosen is passed over."""
+        from glimt_kernels import references_only
+
+        planner = self.planner
+        networks = network_calls(planner, self.asked, self.guidance, self.prompts, self.image_tokens)
+        with references_only(planner.config.quality == "exact"):
+            found = foreseen(networks, pixel_calls(planner, self.asked), planner.device, planner.dtype)
+        passed_over = [line for choice in found for line in choice.passed_over]
+        if planner.config.strict and passed_over:
+            raise RequestError(*(f"strict: {line}" for line in passed_over))
+        return found
 
     def forward(self) -> ForwardPlan:
         planner, item = self.planner, _ITEM_BYTES[self.planner.dtype]
@@ -312,63 +311,6 @@ class _Work:
 
     def _least(self, clip: PixelGrid) -> int:
         return max(self.peaks(clip, staged=True).values())
-
-
-def _choices(case: Case) -> tuple[OpChoice, ...]:
-    """What runs each op that the networks call for ``case``, as they say themselves."""
-    import torch
-
-    from glimt.models.wan import transformer, vae_ops
-    from glimt_kernels import wants_references
-    from glimt_kernels.linear import onednn
-
-    name, reasons = onednn.library(case)
-    passed_over = tuple(f"convolution: onednn cannot run here: {reason}" for reason in reasons)
-    linear = OpChoice("linear", "aten") if wants_references() else _choice("linear", _linear_cases(case))
-    choices = [linear, OpChoice("convolution", name, passed_over)]
-    wanted = dict.fromkeys((*transformer.kernels_used(), *vae_ops.kernels_used(case)), case)
-    wanted["frames_to_uint8"] = case._replace(dtype=torch.float32)  # pixels are float32 whatever made them
-    for op, its_case in wanted.items():
-        choice = _choice(op, [its_case])
-        choices.append(replace(choice, passed_over=()) if wants_references() else choice)
-    return tuple(choices)
-
-
-def _linear_cases(case: Case) -> list[Case]:
-    """A product alone, and one that adds a gated residual: on a GPU one may run by a library and the other not."""
-    from glimt_kernels.linear.call import DTYPES, Call
-
-    plain = Call(dtype=DTYPES.index(case.dtype)) if case.dtype in DTYPES else Call()
-    return [case._replace(sizes=call) for call in (plain, plain._replace(gate=1, residual=1))]
-
-
-def _choice(op: str, cases: Sequence[Case]) -> OpChoice:
-    """What is chosen for calls of an op, joined where it is not the same, and what stands before it that cannot run.
-
-    An implementation for another kind of device or dtype is not passed over: it was never meant for this one; nor is
-    one that lets a better one go first.
-    """
-    from glimt_kernels.dispatch import candidates, select, unsupported_reasons
-
-    impls: dict[str, None] = {}
-    passed: dict[str, None] = {}
-    for case in cases:
-        chosen = select(op, case)
-        impls[chosen.impl] = None
-        for candidate in candidates(op)[: candidates(op).index(chosen)]:
-            why = unsupported_reasons(candidate, case)
-            if why and candidate.impl in _meant_for(case):
-                passed[f"{op}: {candidate.impl} cannot run here: {'; '.join(why)}"] = None
-    return OpChoice(op, " + ".join(impls), tuple(passed))
-
-
-def _meant_for(case: Case) -> tuple[str, ...]:
-    """Implementations that are made for such a device and dtype."""
-    import torch
-
-    if case.device != "cpu":
-        return ("cuda", "triton")
-    return ("native", "onednn") if case.dtype == torch.float32 else ()
 
 
 def _notes(asked: ResolvedRequest, prompts: Mapping[str, TokenizedPrompt]) -> Iterator[str]:

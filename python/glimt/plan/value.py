@@ -6,6 +6,7 @@ process a few matrix products, to time the machine. Every run follows one.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -41,14 +42,20 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class OpChoice:
-    """Which implementation of an op runs, in the plan's dtype, and why better ones do not.
+    """Which implementation of an op runs, and why others do not.
 
-    Where calls of one op run by different ones ``impl`` names all, joined by " + ".
+    Attributes:
+        op: its name. ``impl``: where its calls run by different ones, all of them, joined by " + ".
+        passed_over: those meant for this device and dtype that would go first and cannot run, each with its reasons.
+        cases: the devices, chips and dtypes of the calls.
+        others: of every implementation why it does not run, at least not all calls.
     """
 
     op: str
     impl: str
     passed_over: tuple[str, ...] = ()
+    cases: tuple[str, ...] = ()
+    others: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -181,6 +188,7 @@ class GenerationPlan:
             "quality": self.quality,
             "implementations": self.implementations,
             "fallbacks": list(self.fallbacks),
+            "ops": [asdict(choice) for choice in self.ops],
             "stages": {stage.name: asdict(stage) for stage in self.stages},
             "forward": asdict(self.forward),
             "seconds": self.seconds,

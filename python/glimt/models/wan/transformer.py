@@ -31,7 +31,7 @@ from glimt.models.wan.config import WanTransformerConfig
 from glimt.models.wan.context import CrossContext, FoldedText, Modulation, TextContext, TimeContext, fold_padding
 from glimt.models.wan.layers import ConditionEmbedder, Fp32LayerNorm, Mlp, RmsNorm
 from glimt.models.wan.rope import RopeTables, rope_tables, rotate
-from glimt_kernels import ada_norm, attention, qk_norm_rope, wants_references
+from glimt_kernels import ada_norm, attention, qk_norm_rope
 
 __all__ = [
     "KEEP_IN_FP32",
@@ -43,7 +43,6 @@ __all__ = [
     "WanTransformer",
     "fold_padding",
     "keeps_fp32",
-    "kernels_used",
 ]
 
 # Parameters that stay float32 when the rest is bfloat16 or float16: any whose dotted name has one of these components.
@@ -157,13 +156,6 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tenso
     mask = None if bias is None else bias[:, None, None, :].to(q.dtype)
     q, k, v = q.transpose(1, 2), k.to(q.dtype).transpose(1, 2), v.to(q.dtype).transpose(1, 2)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
-
-
-def kernels_used() -> tuple[str, ...]:
-    """The ops of ``glimt_kernels`` that inference calls, products apart."""
-    if wants_references():
-        return ()
-    return ("ada_norm", "attention", "layer_norm", "qk_norm_rope", "rms_norm")
 
 
 def _grouped(x: Tensor, groups: int) -> Tensor:

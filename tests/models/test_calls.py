@@ -1,0 +1,86 @@
+"""What is said to be called is what is called: observed on meta tensors, where nothing is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+import torch
+
+from glimt.models.umt5 import Umt5Config, Umt5Encoder
+from glimt.models.wan.calls import Job, KernelCall, text_encoder_calls, transformer_calls
+from glimt.models.wan.config import WanTransformerConfig
+from glimt.models.wan.context import FoldedText
+from glimt.models.wan.transformer import WanTransformer, keeps_fp32
+from glimt_kernels import dispatch, tuned
+from models import tiny
+
+GRID = (3, 2, 5)
+TEXT, STEPS = 7, 4
+
+
+def observed(run: Callable[[], object]) -> list[KernelCall]:
+    """The calls of ops that ``run`` makes."""
+    found = []
+    call = dispatch.Op.__call__
+
+    def spy(op: dispatch.Op, *args: Any, impl: str | None = None) -> Any:
+        found.append(KernelCall(op.name, args))
+        return call(op, *args, impl=impl)
+
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.setattr(dispatch.Op, "__call__", spy)
+        run()
+    return found
+
+
+@torch.no_grad()
+def known_by(calls: Iterable[KernelCall]) -> set[tuple[str, dispatch.Case]]:
+    """All that a choice depends on."""
+    return {(tuned.key(op, args), dispatch.find(op).case(args)) for op, args in calls}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("prompts", [1, 2])
+@pytest.mark.parametrize(
+    ("variant", "groups", "grid"),
+    [("t2v", 1, GRID), ("i2v", 1, GRID), ("flf2v", 1, GRID), ("ti2v", 3, GRID), ("ti2v", 3, (3, 1, 1))],
+)
+def test_the_calls_of_a_transformer(
+    variant: str, groups: int, grid: tuple[int, int, int], prompts: int, dtype: torch.dtype
+) -> None:
+    values = {k: list(v) if isinstance(v, tuple) else v for k, v in tiny.transformer_config(variant).items()}
+    config = WanTransformerConfig.from_dict(values)
+    with torch.device("meta"):
+        model = WanTransformer(config)
+        for name, parameter in model.named_parameters():
+            parameter.data = parameter.data if keeps_fp32(name) else parameter.data.to(dtype)
+        model.fuse()
+        text = FoldedText(torch.empty(prompts, TEXT, config.text_dim, dtype=dtype), torch.empty(prompts, TEXT))
+        pictures = 2 if variant == "flf2v" else 1
+        image = torch.empty(prompts * pictures, tiny.IMAGE_TOKENS, config.image_dim) if config.image_dim else None
+        latents = torch.empty(1, config.in_channels, *(n * p for n, p in zip(grid, config.patch_size, strict=True)))
+
+        def run() -> None:
+            time = model.prepare_time(torch.empty(STEPS))
+            index = torch.zeros(1, groups, dtype=torch.long)
+            model(latents, time.at(index), model.prepare_text(text, image))
+
+        made = observed(run)
+    images = 0 if image is None else pictures * tiny.IMAGE_TOKENS
+    job = Job(grid, groups, STEPS, prompts, TEXT, images, dtype, together=True)
+    assert known_by(transformer_calls(config, job)) == known_by(made)
+    assert len(made) > 3 * len(list(transformer_calls(config, job))) / 2, "what every block repeats is said once"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_the_calls_of_a_text_encoder(dtype: torch.dtype) -> None:
+    config = {"d_model": 24, "d_kv": 7, "d_ff": 40, "num_heads": 3, "num_layers": 2, "vocab_size": 30}
+    with torch.device("meta"):
+        model = Umt5Encoder(Umt5Config(**config))
+        for name, parameter in model.named_parameters():
+            wide = dtype == torch.float16 and ".wo." in name
+            parameter.data = parameter.data if wide else parameter.data.to(dtype)
+        made = observed(lambda: model(torch.zeros(1, 9, dtype=torch.long)))
+    assert known_by(text_encoder_calls(config, 9, dtype)) == known_by(made)
