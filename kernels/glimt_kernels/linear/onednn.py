@@ -17,7 +17,7 @@ from torch import Tensor
 from glimt_kernels.dispatch import Candidate, Case, Choice, note, wants_references
 from glimt_kernels.linear.call import call_of, dtype_of
 
-_ABSENT = "this PyTorch has no oneDNN with fused products"
+ABSENT = "this PyTorch has no oneDNN with fused products"
 
 
 @cache
@@ -54,7 +54,7 @@ def linear(
 
 def reasons(case: Case) -> list[str]:
     """Why it cannot run a linear layer."""
-    found = [] if has_onednn() else [_ABSENT]
+    found = [] if has_onednn() else [ABSENT]
     if case.device != "cpu":
         found.append(f"it is called on the CPU, the tensors are on {case.device}")
     if dtype_of(case) != torch.float32:
@@ -69,7 +69,7 @@ def _name(dtype: torch.dtype | None) -> str:
 
 
 def _onednn_reasons(case: Case) -> list[str]:
-    return [] if has_onednn() else [_ABSENT]
+    return [] if has_onednn() else [ABSENT]
 
 
 def _onednn_reluctance(case: Case) -> list[str]:
