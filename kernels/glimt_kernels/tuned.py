@@ -1,8 +1,8 @@
 """What ``glimt tune`` found fastest on this device, kept between processes; ``glimt_kernels.bench.tune`` finds it.
 
 One file a device, in ``GLIMT_TUNED`` or the user's cache folder (``~/.cache/glimt/tuned``); ``GLIMT_TUNED=off`` reads
-none. A choice is for an op, a dtype and the sizes of its tensors to the next power of two. A file made on another
-device or by other versions is passed over, and :func:`states` says why.
+none. A choice is for an op, a dtype, the sizes of its tensors to the next power of two, and their heads and head_dim. A
+file made on another device or by other versions is passed over, and :func:`states` says why.
 """
 
 from __future__ import annotations
@@ -68,13 +68,17 @@ def device_name(device: torch.device) -> str:
 
 
 def key(op: str, args: Sequence[Any]) -> str:
-    """Of a call: the op, the first tensor's dtype, the size of each tensor to the next power of two, and what is said
-    in words, as an 8-bit format is."""
+    """Of a call: the op, the first tensor's dtype, the size of each tensor to the next power of two (and of one of four
+    axes, [B, N, heads, head_dim], the last two), and what is said in words, as an 8-bit format is.
+
+    ``args``: as many as the schema has.
+    """
     tensors = [arg for arg in args if isinstance(arg, Tensor)]
     parts = [op, _name(tensors[0].dtype)]
     for arg in args:
         if isinstance(arg, Tensor):
-            parts.append(str(max(arg.numel() - 1, 0).bit_length()))
+            size = str(max(arg.numel() - 1, 0).bit_length())
+            parts.append(f"{size}/{arg.shape[2]}x{arg.shape[3]}" if arg.dim() == 4 else size)
         elif arg is None or isinstance(arg, (str, bool)):
             parts.append(str(arg))
         elif isinstance(arg, torch.dtype):

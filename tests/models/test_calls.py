@@ -8,14 +8,22 @@ from typing import Any
 import pytest
 import torch
 
+from glimt.config import EngineConfig
+from glimt.images import ImagePixels
 from glimt.models.umt5 import Umt5Config, Umt5Encoder
 from glimt.models.wan.calls import Job, KernelCall, text_encoder_calls, transformer_calls
 from glimt.models.wan.config import WanTransformerConfig
 from glimt.models.wan.context import FoldedText
 from glimt.models.wan.transformer import WanTransformer, keeps_fp32
+from glimt.plan import Planner
+from glimt.plan.calls import model_calls, network_calls, pixel_calls
+from glimt.request import GenerateRequest
+from glimt.sampling.guidance import StepGuidance
+from glimt.weights.folder import read_folder
 from glimt_kernels import dispatch, tuned
 from models import tiny
 
+CPU = torch.device("cpu")
 GRID = (3, 2, 5)
 TEXT, STEPS = 7, 4
 
@@ -72,6 +80,25 @@ def test_the_calls_of_a_transformer(
     job = Job(grid, groups, STEPS, prompts, TEXT, images, dtype, together=True)
     assert known_by(transformer_calls(config, job)) == known_by(made)
     assert len(made) > 3 * len(list(transformer_calls(config, job))) / 2, "what every block repeats is said once"
+
+
+@pytest.mark.parametrize("variant", ["t2v", "i2v", "flf2v", "ti2v"])
+def test_tuning_covers_the_calls_of_every_request_of_the_models_own_size(variant: str) -> None:
+    """Short and long prompts, with guidance and without, with an image and without one where there need be none."""
+    made = Planner.of(read_folder(tiny.folder(variant)), EngineConfig(device="cpu"))
+    covered = {tuned.key(op, args) for op, args in model_calls(made, torch.float32, CPU)}
+    image = ImagePixels(2, 2, b"\x00" * 12)
+    needed = {"i2v": {"image": image}, "flf2v": {"image": image, "last_image": image}}.get(variant, {})
+    for pictures in (needed, {"image": image}) if variant == "ti2v" else (needed,):
+        for prompt, scale in (("a", 1.0), ("a", 5.0), ("a red ball " * 9, 5.0), ("a " * 600, 5.0)):
+            asked = GenerateRequest(prompt, guidance_scale=scale, **pictures).resolve(made.card)
+            texts = {name: made.folder.tokenizer(getattr(asked, name)) for name in ("prompt", "negative_prompt")}
+            texts = texts if scale > 1 else {"prompt": texts["prompt"]}
+            guidance = (StepGuidance(0, scale if scale > 1 else None),) * asked.num_inference_steps
+            images = made.tokens_of_image * len(pictures)
+            calls = [*network_calls(made, asked, guidance, texts, images), *pixel_calls(made, asked.pixel_grid())]
+            assert {tuned.key(op, args) for op, args in calls} <= covered
+    assert {key.split(" ")[0] for key in covered} <= {row["op"] for row in dispatch.inventory()}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from typing import TYPE_CHECKING
 
 from glimt import memory
+from glimt.shapes import PixelGrid
 
 if TYPE_CHECKING:
+    from torch import device as Device
+    from torch import dtype as DType
+
     from glimt.models.text import TokenizedPrompt
     from glimt.models.wan.calls import Job, KernelCall
     from glimt.plan.planner import Planner
@@ -52,14 +57,40 @@ def _job(planner: Planner, asked: ResolvedRequest, steps: int, texts: Sequence[i
     )
 
 
-def pixel_calls(planner: Planner, asked: ResolvedRequest) -> Iterator[KernelCall]:
+def pixel_calls(planner: Planner, clip: PixelGrid) -> Iterator[KernelCall]:
     """Pixels, which are float32 whatever made them, to bytes: the first chunk and another one."""
     import torch
 
     from glimt.models.wan.calls import KernelCall
 
-    card, clip = planner.card, asked.pixel_grid()
-    more = card.scale_factor_temporal * memory.decode_chunk(planner.vae, asked.latent_grid(card))
+    card = planner.card
+    latents = clip.latents(card.z_dim, card.scale_factor_temporal, card.scale_factor_spatial)
+    more = card.scale_factor_temporal * memory.decode_chunk(planner.vae, latents)
     for frames in (more - card.scale_factor_temporal + 1, more):
-        pixels = torch.empty(1, 3, frames, clip.height, clip.width, device="meta")
-        yield KernelCall("frames_to_uint8", (pixels,))
+        yield KernelCall("frames_to_uint8", (torch.empty(1, 3, frames, clip.height, clip.width, device="meta"),))
+
+
+def model_calls(planner: Planner, dtype: DType, device: Device) -> Iterator[KernelCall]:
+    """Of any request for a clip of the model's own size and steps on ``device``: any prompt, guided or not, and with an
+    image or without one where the model takes either. The autoencoder's are not there."""
+    from glimt.models.wan.calls import Job, text_encoder_calls, transformer_calls
+
+    card, clip = planner.card, PixelGrid(planner.card.num_frames, planner.card.height, planner.card.width)
+    tokens = clip.latents(card.z_dim, card.scale_factor_temporal, card.scale_factor_spatial).tokens(card.patch)
+    images = planner.tokens_of_image * (2 if card.variant == "flf2v" else 1)
+    yield from pixel_calls(planner, clip)
+    for length in range(1, card.text_tokens + 1):
+        yield from text_encoder_calls(planner.text_encoder, length, dtype)
+    of_each = product({1, tokens.t if card.expand_timesteps else 1}, (1, 2), (images,), range(2, card.text_tokens + 1))
+    for groups, prompts, image, text in of_each:
+        job = Job(
+            grid=(tokens.t, tokens.y, tokens.x),
+            groups=groups,
+            timesteps=card.num_inference_steps + 1,
+            prompts=prompts,
+            text=text,
+            image=image,
+            dtype=dtype,
+            together=device.type != "cpu",
+        )
+        yield from transformer_calls(planner.transformer, job)

@@ -108,6 +108,14 @@ class Planner:
         item = _ITEM_BYTES[self.dtype]
         return {name: part.num_parameters * item or part.num_bytes for name, part in sized.items()}
 
+    @cached_property
+    def tokens_of_image(self) -> int:
+        """CLIP tokens of an image that the transformer takes; 0 where it takes none."""
+        if not self.transformer.has_image_branch:
+            return 0
+        config = self.folder.component("image_encoder").config
+        return (int(config["image_size"]) // int(config["patch_size"])) ** 2 + 1
+
     def weights_fit(self) -> bool:
         """Whether all components fit in the memory budget together; there may be no room for a request's activations
         beside them, and it then runs staged."""
@@ -210,11 +218,8 @@ class _Work:
     @property
     def image_tokens(self) -> int:
         """Keys that the images' CLIP tokens are to every cross-attention."""
-        if self.asked.image is None or not self.planner.transformer.has_image_branch:
-            return 0
-        config = self.planner.folder.component("image_encoder").config
-        each = (int(config["image_size"]) // int(config["patch_size"])) ** 2 + 1
-        return each if self.asked.last_image is None else 2 * each
+        each = self.planner.tokens_of_image
+        return 0 if self.asked.image is None else each if self.asked.last_image is None else 2 * each
 
     def ops(self) -> tuple[OpChoice, ...]:
         """The implementation of each op that the run calls. Raises RequestError for one that the environment asks for
@@ -224,7 +229,7 @@ class _Work:
         planner = self.planner
         networks = network_calls(planner, self.asked, self.guidance, self.prompts, self.image_tokens)
         with references_only(planner.config.quality == "exact"):
-            found = foreseen(networks, pixel_calls(planner, self.asked), planner.device, planner.dtype)
+            found = foreseen(networks, pixel_calls(planner, self.asked.pixel_grid()), planner.device, planner.dtype)
         passed_over = [line for choice in found for line in choice.passed_over]
         if planner.config.strict and passed_over:
             raise RequestError(*(f"strict: {line}" for line in passed_over))
