@@ -83,6 +83,7 @@ class Clock:
             total_ms=self._elapsed_ms(),
             peak_rss_bytes=peak_rss_bytes(),
             implementations={choice.op: choice.impl for choice in ops},
+            decode=str(self._plan.decode),
             fallbacks=tuple(line for choice in ops for line in choice.passed_over),
             notes=self._plan.notes,
             ops=ops,
