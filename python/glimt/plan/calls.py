@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from typing import TYPE_CHECKING
 
-from glimt import memory
 from glimt.shapes import PixelGrid
 
 if TYPE_CHECKING:
@@ -63,10 +62,9 @@ def pixel_calls(planner: Planner, clip: PixelGrid) -> Iterator[KernelCall]:
 
     from glimt.models.wan.calls import KernelCall
 
-    card = planner.card
-    latents = clip.latents(card.z_dim, card.scale_factor_temporal, card.scale_factor_spatial)
-    more = card.scale_factor_temporal * memory.decode_chunk(planner.vae, latents)
-    for frames in (more - card.scale_factor_temporal + 1, more):
+    scale_t = planner.card.scale_factor_temporal
+    more = scale_t * planner.plan_decode(clip, None).chunk
+    for frames in (more - scale_t + 1, more):
         yield KernelCall("frames_to_uint8", (torch.empty(1, 3, frames, clip.height, clip.width, device="meta"),))
 
 
