@@ -5,6 +5,7 @@ everywhere. A candidate that cannot run a call says all the reasons why; the fir
 Overrides, strongest first: the ``impl`` argument of a call, then :func:`references_only`, then the environment variable
 ``GLIMT_IMPL_<OP>``. An override that cannot run is an error with its reasons, never a silent fallback. Without one,
 what ``glimt tune`` found fastest for such calls on this device goes first (:mod:`glimt_kernels.tuned`), if it can run.
+What was chosen inside :func:`recording` is kept, with the reasons of every other candidate.
 
 Under ``torch.compile``, ``torch.export`` and fake or meta tensors a call becomes the node ``glimt::<op>``.
 """
@@ -12,7 +13,7 @@ Under ``torch.compile``, ``torch.export`` and fake or meta tensors a call become
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -82,10 +83,12 @@ class Op:
     node: Callable[..., Any]
     sizes: Callable[..., tuple[int, ...]] | None = None
 
-    def case(self, args: Sequence[Any]) -> Case:
-        """The case of a call with these arguments."""
+    def case(self, args: Sequence[Any], on: torch.device | None = None) -> Case:
+        """The case of a call with these arguments; ``on``: where meta tensors are thought to be."""
         case = case_of([arg for arg in args if isinstance(arg, Tensor)])
-        best = tuned.lookup(self.name, args)
+        if on is not None:
+            case = case._replace(device=on.type, arch=arch_of(on))
+        best = tuned.lookup(self.name, args, on)
         if self.sizes is None:
             return case._replace(tuned=best) if best else case
         return case._replace(sizes=self.sizes(*args), tuned=best)
@@ -107,10 +110,82 @@ class Op:
         return out.copy_(result)
 
 
+@dataclass(frozen=True)
+class Choice:
+    """What runs the calls of one case.
+
+    Attributes:
+        candidate: the one chosen, of ``among``, best first. ``case``: of the calls.
+        wanted: the implementation that was asked for by name, whatever the order; empty if none was.
+    """
+
+    candidate: Candidate
+    case: Case
+    among: tuple[Candidate, ...]
+    wanted: str = ""
+
+    @property
+    def op(self) -> str:
+        return self.candidate.op
+
+    @property
+    def impl(self) -> str:
+        return self.candidate.impl
+
+    def others(self) -> dict[str, tuple[str, ...]]:
+        """Why each other candidate does not run: why it cannot, else why it comes after the one chosen."""
+        return {other.impl: self._reasons(other) for other in self.among if other is not self.candidate}
+
+    def _reasons(self, other: Candidate) -> tuple[str, ...]:
+        reasons = unsupported_reasons(other, self.case)
+        if self.wanted:
+            return reasons or (f"{self.wanted} was asked for",)
+        reasons += tuple(other.reluctance(self.case))
+        if self.case.tuned == self.impl:
+            return reasons or (f"{self.impl} was found to be faster (glimt tune)",)
+        return reasons or (f"{self.impl} goes first",)
+
+    def passed_over(self) -> dict[str, tuple[str, ...]]:
+        """Of those that stand before the one chosen, why they cannot run; none where one was asked for."""
+        before = () if self.wanted else self.among[: self.among.index(self.candidate)]
+        return {other.impl: why for other in before if (why := unsupported_reasons(other, self.case))}
+
+
+Key = tuple[str, Case, str]
+Record = dict[Key, Choice]
+
 _OPS: dict[str, Op] = {}
-_CHOSEN: dict[tuple[str, Case, str | None], Candidate] = {}
+_CHOSEN: Record = {}
 _PLAIN = (Tensor, torch.nn.Parameter)
 _REFERENCES_ONLY = ContextVar("references_only", default=False)
+_RECORD: ContextVar[Record | None] = ContextVar("record", default=None)
+
+
+@contextmanager
+def recording(record: Record | None = None) -> Iterator[Record]:
+    """Inside, in this thread, every choice by which a call runs is kept in ``record``, once a case, in order.
+
+    Calls inside a compiled graph or a captured one choose when it is made, not when it is run again. An inner
+    recording takes over from an outer one; :func:`note` hands on what was kept elsewhere.
+    """
+    kept: Record = {} if record is None else record
+    token = _RECORD.set(kept)
+    try:
+        yield kept
+    finally:
+        _RECORD.reset(token)
+
+
+def is_recording() -> bool:
+    """Whether this is inside :func:`recording`."""
+    return _RECORD.get() is not None
+
+
+def note(*choices: Choice) -> None:
+    """Keep choices that were made elsewhere in the record that is being made, if one is."""
+    record = _RECORD.get()
+    if record is not None:
+        record.update({(choice.op, choice.case, choice.wanted): choice for choice in choices})
 
 
 @contextmanager
@@ -149,11 +224,14 @@ def case_of(tensors: Sequence[Tensor]) -> Case:
     same_device = all(tensor.device == device for tensor in tensors)
     same_dtype = all(tensor.dtype == dtype for tensor in tensors)
     kind = device.type if same_device else "mixed"
-    return Case(kind, dtype if same_dtype else None, _wants_grad(tensors), _arch(device) if kind == "cuda" else 0)
+    return Case(kind, dtype if same_dtype else None, _wants_grad(tensors), arch_of(device) if kind == "cuda" else 0)
 
 
 @cache
-def _arch(device: torch.device) -> int:
+def arch_of(device: torch.device) -> int:
+    """``Case.arch`` of a device that is there."""
+    if device.type != "cuda":
+        return 0
     major, minor = torch.cuda.get_device_capability(device)
     return 10 * major + minor
 
@@ -169,43 +247,62 @@ def unsupported_reasons(candidate: Candidate, case: Case) -> tuple[str, ...]:
 
 
 def select(op: str, case: Case, impl: str | None = None) -> Candidate:
-    """The candidate that runs ``case``.
+    """The candidate that runs ``case``, kept by :func:`recording`.
 
     Raises:
         UnsupportedError: the one asked for (by ``impl`` or the environment) is unknown or cannot; or none can.
     """
-    wanted = impl
-    if wanted is None:
-        wanted = "reference" if wants_references() else os.environ.get(f"GLIMT_IMPL_{op.upper()}")
+    found = choose(op, case, impl)
+    record = _RECORD.get()
+    if record is not None:
+        record[op, case, found.wanted] = found
+    return found.candidate
+
+
+def choose(op: str, case: Case, impl: str | None = None) -> Choice:
+    """The same choice as by :func:`select`, for one who only asks. Raises UnsupportedError as there."""
+    wanted, variable = impl or "", ""
+    if impl is None:
+        if wants_references():
+            wanted = "reference"
+        else:
+            variable = f"GLIMT_IMPL_{op.upper()}"
+            wanted = os.environ.get(variable, "")
     key = (op, case, wanted)
     found = _CHOSEN.get(key)
     if found is None:
-        found = _CHOSEN[key] = _choose(candidates(op), case, wanted)
+        try:
+            found = _CHOSEN[key] = _choose(candidates(op), case, wanted)
+        except UnsupportedError as error:
+            if variable and wanted:
+                raise UnsupportedError(f"{variable}={wanted}: {error}") from None
+            raise
     return found
 
 
 def built_in(op: str, case: Case) -> Candidate:
     """What runs ``case`` where nothing is asked for and nothing tuned."""
-    return _choose(candidates(op), case._replace(tuned=""), None)
+    return _choose(candidates(op), case._replace(tuned=""), "").candidate
 
 
-def _choose(among: tuple[Candidate, ...], case: Case, wanted: str | None) -> Candidate:
+def _choose(among: tuple[Candidate, ...], case: Case, wanted: str) -> Choice:
     if not wanted and case.tuned:
         best = [candidate for candidate in among if candidate.impl == case.tuned]
         if best and not unsupported_reasons(best[0], case):
-            return best[0]
+            return Choice(best[0], case, among)
+    able = among
     if wanted:
         names = [candidate.impl for candidate in among]
-        among = tuple(candidate for candidate in among if candidate.impl == wanted)
-        if not among:
+        able = tuple(candidate for candidate in among if candidate.impl == wanted)
+        if not able:
             raise UnsupportedError(f"no implementation {wanted!r}; there are {', '.join(names)}")
     refused = []
-    for candidate in among:
+    for candidate in able:
         reasons = unsupported_reasons(candidate, case)
         if not wanted:
             reasons += tuple(candidate.reluctance(case))
         if not reasons:
-            return candidate
+            return Choice(candidate, case, among, wanted)
         refused.append(f"{candidate.op}: {candidate.impl} cannot run here: {'; '.join(reasons)}")
     raise UnsupportedError("\n".join(refused))
 
@@ -222,22 +319,49 @@ def candidates(op: str) -> tuple[Candidate, ...]:
     return find(op).candidates
 
 
-def inventory(case: Case = CPU_FLOAT32) -> list[dict[str, Any]]:
-    """Every implementation of every op: ``op``, ``impl``, ``chosen`` for ``case``, ``reasons`` (why it cannot run)."""
+def inventory(
+    case: Case = CPU_FLOAT32,
+    forms: Mapping[str, Mapping[str, Callable[[Case], Case]]] | None = None,
+    device: torch.device | None = None,
+) -> list[dict[str, Any]]:
+    """Every implementation of every op and form of it: ``op``, ``form``, ``impl``, ``chosen`` for ``case``, ``reasons``
+    (why it does not run; of one that is asked for and cannot, that first).
+
+    Args:
+        forms: of an op, by name, what a form of its calls makes of a case (:mod:`glimt_kernels.forms`).
+        device: whose tuned choices go first, where they are all the same for an op.
+    """
     rows = []
     for op in sorted(_OPS):
-        best = case.tuned or tuned.agreed(op, case.device, case.dtype)
-        chosen = select(op, case._replace(tuned=best)).impl
-        rows += [
-            {
-                "op": op,
-                "impl": candidate.impl,
-                "chosen": candidate.impl == chosen,
-                "reasons": [*unsupported_reasons(candidate, case), *candidate.reluctance(case)],
-            }
-            for candidate in candidates(op)
-        ]
+        best = case.tuned or ("" if device is None else tuned.agreed(op, device, case.dtype))
+        for form, of_form in (forms or {}).get(op, {"": lambda plain: plain}).items():
+            rows += [{"op": op, "form": form, **row} for row in _rows(op, of_form(case)._replace(tuned=best))]
     return rows
+
+
+def _rows(op: str, case: Case) -> list[dict[str, Any]]:
+    try:
+        found = choose(op, case)
+    except UnsupportedError as error:
+        return _refused(op, case, str(error))
+    others = found.others()
+    return [
+        {"impl": one.impl, "chosen": one is found.candidate, "reasons": list(others.get(one.impl, ()))}
+        for one in found.among
+    ]
+
+
+def _refused(op: str, case: Case, why: str) -> list[dict[str, Any]]:
+    """Where what is asked for cannot run, nothing does."""
+    asked = "reference" if wants_references() else os.environ.get(f"GLIMT_IMPL_{op.upper()}", "")
+    others = [one for one in candidates(op) if one.impl != asked]
+    return [
+        {"impl": asked, "chosen": False, "reasons": [why]},
+        *(
+            {"impl": one.impl, "chosen": False, "reasons": [*unsupported_reasons(one, case), f"{asked} was asked for"]}
+            for one in others
+        ),
+    ]
 
 
 def define(

@@ -1,8 +1,8 @@
 """What ``glimt tune`` found fastest on this device, kept between processes; ``glimt_kernels.bench.tune`` finds it.
 
 One file a device, in ``GLIMT_TUNED`` or the user's cache folder (``~/.cache/glimt/tuned``); ``GLIMT_TUNED=off`` reads
-none. A choice is for an op, a dtype and the sizes of its tensors to the next power of two. A file made on another
-device or by other versions is passed over, and :func:`states` says why.
+none. A choice is for an op, a dtype, the sizes of its tensors to the next power of two, and their heads and head_dim. A
+file made on another device or by other versions is passed over, and :func:`states` says why.
 """
 
 from __future__ import annotations
@@ -68,13 +68,17 @@ def device_name(device: torch.device) -> str:
 
 
 def key(op: str, args: Sequence[Any]) -> str:
-    """Of a call: the op, the first tensor's dtype, the size of each tensor to the next power of two, and what is said
-    in words, as an 8-bit format is."""
+    """Of a call: the op, the first tensor's dtype, the size of each tensor to the next power of two (and of one of four
+    axes, [B, N, heads, head_dim], the last two), and what is said in words, as an 8-bit format is.
+
+    ``args``: as many as the schema has.
+    """
     tensors = [arg for arg in args if isinstance(arg, Tensor)]
     parts = [op, _name(tensors[0].dtype)]
     for arg in args:
         if isinstance(arg, Tensor):
-            parts.append(str(max(arg.numel() - 1, 0).bit_length()))
+            size = str(max(arg.numel() - 1, 0).bit_length())
+            parts.append(f"{size}/{arg.shape[2]}x{arg.shape[3]}" if arg.dim() == 4 else size)
         elif arg is None or isinstance(arg, (str, bool)):
             parts.append(str(arg))
         elif isinstance(arg, torch.dtype):
@@ -82,20 +86,23 @@ def key(op: str, args: Sequence[Any]) -> str:
     return " ".join(parts)
 
 
-def lookup(op: str, args: Sequence[Any]) -> str:
-    """The implementation found fastest for calls like this one; "" where nothing is known."""
-    first = next((arg for arg in args if isinstance(arg, Tensor)), None)
-    if first is None or first.device.type not in ("cpu", "cuda"):
+def lookup(op: str, args: Sequence[Any], on: torch.device | None = None) -> str:
+    """The implementation found fastest for calls like this one; "" where nothing is known.
+
+    ``on``: the device that is meant, where it is not that of the tensors.
+    """
+    device = on or next((arg.device for arg in args if isinstance(arg, Tensor)), None)
+    if device is None or device.type not in ("cpu", "cuda"):
         return ""
-    choices = table(first.device).choices
+    choices = table(device).choices
     return choices.get(key(op, args), "") if choices else ""
 
 
-def agreed(op: str, device: str, dtype: torch.dtype | None) -> str:
+def agreed(op: str, device: torch.device, dtype: torch.dtype | None) -> str:
     """The implementation that all choices for ``op`` in ``dtype`` name; "" where they differ or there are none."""
-    if device not in ("cpu", "cuda") or dtype is None or (device == "cuda" and not torch.cuda.is_available()):
+    if device.type not in ("cpu", "cuda") or dtype is None:
         return ""
-    choices = table(torch.device(device)).choices
+    choices = table(device).choices
     found = {impl for name, impl in choices.items() if name.split(" ")[:2] == [op, _name(dtype)]}
     return found.pop() if len(found) == 1 else ""
 

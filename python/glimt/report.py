@@ -23,6 +23,8 @@ from glimt.weights.origin import Origin
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from glimt.plan.value import OpChoice
+
 _MEGABYTE = 1_000_000
 
 
@@ -60,17 +62,22 @@ class RunReport:
         stages: in order.
         total_ms: from the request to its last frame, consumers of a stream included.
         peak_rss_bytes: the most resident memory the process has had, not only in this request.
-        implementations: which implementation of each op ran.
+        implementations: which implementation of each op ran, as each call chose it; previews, which are decoded when a
+            consumer asks for them, apart.
+        decode: chunks and tiles of decoding, in words.
         fallbacks: implementations that were passed over, each with its reasons.
         notes: what the caller should know, such as how a prompt was cut.
+        ops: of each op that ran, on which device, chip and dtypes, and why its other implementations did not.
     """
 
     stages: tuple[StageReport, ...]
     total_ms: float
     peak_rss_bytes: int
     implementations: dict[str, str]
+    decode: str = ""
     fallbacks: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    ops: tuple[OpChoice, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -84,6 +91,7 @@ class RunReport:
         rows.append(
             f"{'whole':<8} {self.total_ms / 1000:8.2f} s  peak {self.peak_rss_bytes / _MEGABYTE:.0f} MB resident"
         )
+        rows += [f"decode    {self.decode}"] if self.decode else []
         rows += [f"fallback  {line}" for line in self.fallbacks] + [f"note      {line}" for line in self.notes]
         return "\n".join(rows)
 

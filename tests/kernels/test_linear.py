@@ -192,8 +192,14 @@ def test_a_gpu_takes_the_library_where_that_is_one_launch_and_triton_elsewhere(
 def test_onednn_says_why_it_is_not_called(case: Case, reasons: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert onednn.reasons(case) == reasons
     rows = {row["impl"]: row for row in onednn.inventory(case)}
-    assert rows["onednn"] == {"op": "convolution", "impl": "onednn", "chosen": not reasons, "reasons": reasons}
-    assert rows["aten"] == {"op": "convolution", "impl": "aten", "chosen": bool(reasons), "reasons": []}
+    assert rows["onednn"] == {
+        "op": "convolution",
+        "form": "",
+        "impl": "onednn",
+        "chosen": not reasons,
+        "reasons": reasons,
+    }
+    assert rows["aten"] == {"op": "convolution", "form": "", "impl": "aten", "chosen": bool(reasons), "reasons": []}
     assert onednn.library(case)[0] == ("aten" if reasons else "onednn")
     monkeypatch.setattr(onednn, "has_onednn", lambda: False)
     with references_only():

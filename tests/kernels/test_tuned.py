@@ -13,7 +13,8 @@ from budget import random
 
 import glimt_kernels as kernels
 from glimt_kernels import dispatch, tuned
-from glimt_kernels.bench import BenchError, Settings
+from glimt_kernels.bench import SHAPES, BenchError, Settings
+from glimt_kernels.bench.ops import OPS, build
 from glimt_kernels.bench.tune import MARGIN, Trial, choices, tune
 
 CPU = torch.device("cpu")
@@ -66,6 +67,48 @@ def test_it_is_for_calls_of_its_size_and_dtype_alone() -> None:
     assert len(keys) == 4
 
 
+def test_heads_and_their_width_are_part_of_it() -> None:
+    """12 heads of 128 are not 24 of 64, which have as many elements."""
+
+    def of(heads: int, head_dim: int) -> str:
+        q = random(1, 4, heads, head_dim)
+        return tuned.key("attention", (q, q, q, 1.0, None))
+
+    assert len({of(12, 128), of(24, 64), of(16, 128), of(12, 112)}) == 4
+
+
+@pytest.mark.parametrize("workload", OPS)
+def test_what_the_benchmark_times_is_known_by_the_key_of_a_call(workload: str) -> None:
+    """All that the schema has is there, which a call gives."""
+    made = build(workload, "tiny", SHAPES["tiny"], torch.float32, CPU)
+    if not made.runs:
+        schema = dispatch.find(made.op).node._schema
+        assert len(made.args) == len(schema.arguments), schema
+
+
+def test_calls_are_timed_once_a_key_on_tensors_like_theirs() -> None:
+    x, m = torch.empty(2, 5, 16, device="meta"), torch.empty(2, 1, 16, device="meta")
+    weight, gate = torch.empty(16, 16, device="meta"), torch.empty(2, 5, 16, device="meta")
+    q = torch.empty(2, 5, 2, 8, device="meta")
+    calls = [
+        ("ada_norm", (x, m, m, 1e-6)),
+        ("ada_norm", (x[:, :4], m, m, 1e-6)),  # 128 elements for 160: another key
+        ("ada_norm", (x, m, m, 1e-5)),
+        ("linear", (x, weight, None, None, None, "gelu_erf")),
+        ("linear", (x, weight, weight[0], gate, x, "gelu_tanh")),
+        ("linear", (x[0], weight, weight[0], None, x[0], "none")),
+        ("attention", (q, q, q, 0.3, m[:, 0, :5])),
+        ("layer_norm", (x, weight[0], weight[0], 1e-6)),
+    ]
+    asked = Settings(ops=["ada_norm", "linear", "attention"], device="cpu", repeats=1)
+    trials, _ = tune(asked, {"model": calls})
+    assert [trial.workload for trial in trials] == ["ada_norm"] * 2 + ["linear"] * 3 + ["attention"]
+    assert all(trial.shape == "model" and not trial.refused for trial in trials)
+    assert {trial.key for trial in trials} == {tuned.key(*call) for call in calls[:-1]}
+    assert all(tuned.lookup(op, args, CPU) for op, args in calls[:-1])
+    assert not tuned.lookup(*calls[-1], CPU)
+
+
 def test_what_it_names_but_cannot_run_leaves_the_built_in_order() -> None:
     args = call()
     tuned.write(CPU, {tuned.key("ada_norm", args): "cuda"})
@@ -77,7 +120,7 @@ def test_what_it_names_but_cannot_run_leaves_the_built_in_order() -> None:
 
 def test_the_inventory_shows_it_where_all_sizes_agree() -> None:
     def shown() -> str:
-        (row,) = (row for row in dispatch.inventory() if row["op"] == "ada_norm" and row["chosen"])
+        (row,) = (row for row in dispatch.inventory(device=CPU) if row["op"] == "ada_norm" and row["chosen"])
         return str(row["impl"])
 
     tuned.write(CPU, {tuned.key("ada_norm", call()): "reference"})

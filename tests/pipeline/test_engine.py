@@ -21,7 +21,7 @@ from glimt.engine import Engine
 from glimt.errors import CheckpointError, MemoryBudgetError, NonFiniteError, RequestError
 from glimt.models.wan.transformer import WanTransformer
 from glimt.pipeline import components
-from glimt.pipeline.components import Embeddings
+from glimt.pipeline.components import Embedded, Embeddings
 from glimt.pipeline.events import FrameChunk, StageEvent, StepState
 from glimt.plan import EXPERTS, GenerationPlan
 from glimt.report import frames_sha256
@@ -54,7 +54,7 @@ def test_events_tell_the_whole_run_in_order(engine: Engine, alone: np.ndarray) -
     assert [s.sigma for s in steps] == list(engine.plan(REQUEST).schedule.sigmas[:-1])
     assert all(s.x0.shape == (1, 4, 5, 4, 6) and s.preview() is None for s in steps)
     chunks = [e for e in events if isinstance(e, FrameChunk)]
-    assert [(c.index, len(c.frames)) for c in chunks] == [(0, 9), (9, 8)]
+    assert [(c.index, len(c.frames)) for c in chunks] == [(0, 1), (1, 4), (5, 4), (9, 4), (13, 4)]
     assert np.array_equal(np.concatenate([c.frames for c in chunks]), alone)
 
 
@@ -350,7 +350,7 @@ def test_embeddings_are_kept_within_their_bytes() -> None:
     rows = torch.zeros(10, 10)
     kept = Embeddings(limit_bytes=3 * rows.nbytes)
     for i in range(5):
-        kept.put(str(i), rows)
+        kept.put(str(i), Embedded(rows))
         assert kept.get("0") is not None  # used all the time, so the last to go
     assert kept.size_bytes() <= 3 * rows.nbytes and kept.get("1") is None and kept.get("4") is not None
 

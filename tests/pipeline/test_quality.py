@@ -11,13 +11,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from glimt.engine import Engine
 from glimt.models.wan.vae import WanVae
-from glimt.models.wan.vae_blocks import CausalCache
-from glimt.pipeline.events import StepState
+from glimt.models.wan.vae_cache import CausalCache
+from glimt.pipeline.events import StageEvent, StepState
 from glimt.request import GenerateRequest
 from glimt.sampling.guidance import guide
 from glimt.sampling.noise import initial_latents
 from glimt.sampling.solvers import make_solver
-from glimt_kernels import dispatch
+from glimt_kernels import dispatch, tuned
 from models import tiny
 
 FORMS = {"t2v": {"height": 32, "width": 48}, "ti2v": {"height": 64, "width": 96}}
@@ -51,7 +51,7 @@ def by_hand(engine: Engine, request: GenerateRequest) -> np.ndarray:
         for i in range(plan.num_steps):
             out = network(x, times.at(torch.tensor([[i]])), text)
             x, _ = solver.step(guide(out[:1], out[1:], 3.0), i, x)
-        return decoded(parts.vae(), x, plan.decode_chunk)
+        return decoded(parts.vae(), x, plan.decode.chunk)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -83,28 +83,62 @@ class Calls(TorchDispatchMode):
 )
 def test_the_plan_names_the_operations_that_run_and_no_others(settings: dict[str, Any]) -> None:
     request = GenerateRequest(**{**asked("t2v").to_dict(), "preview_every": 3})
-    ran: dict[str, str] = {}
-    select = dispatch.select
+    ran: dict[str, set[str]] = {}
+    choose = dispatch.choose
 
     def spy(op: str, case: Any, impl: str | None = None) -> Any:
-        found = select(op, case, impl)
-        ran[op] = found.impl
+        found = choose(op, case, impl)
+        ran.setdefault(op, set()).add(found.impl)
         return found
 
     with Engine.load(tiny.folder("t2v"), device="cpu", **settings) as engine:
         plan = engine.plan(request)
+        events = []
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(dispatch, "select", spy)
+            patch.setattr(dispatch, "choose", spy)
             for event in engine.stream(request):
-                assert not dispatch.wants_references()
+                events.append(event)
+                assert not dispatch.wants_references() and not dispatch.is_recording()
                 if isinstance(event, StepState):
                     event.preview()
         with Calls(getattr(torch, plan.dtype)) as calls:  # half-precision models keep a few layers in float32
-            engine.generate(request)
-    named = dict(plan.implementations)
-    libraries = {named["linear"], named.pop("convolution")}
-    if "linear" not in ran:  # exact runs call PyTorch's own
-        ran["linear"] = "aten"
-    assert ran == named and plan.fallbacks == ()
-    assert libraries == {"onednn" if any(name.startswith("mkldnn") for name in calls.names) else "aten"}
+            again = engine.generate(request)
+    named = {op: set(impls.split(" + ")) for op, impls in plan.implementations.items()}
+    libraries = {"onednn" if any(name.startswith("mkldnn") for name in calls.names) else "aten"}
+    assert libraries == named["convolution"]
+    assert {**ran, "convolution": libraries} == named and plan.fallbacks == ()
     assert not any("mkldnn" in name for name in calls.names) or settings == {}
+    reports = [events[-1].report, again.report]
+    assert all(report.implementations == plan.implementations for report in reports), "of a cached prompt too"
+    assert events[-1].implementations == {} and events[-2].implementations == plan.implementations
+    assert again.provenance.implementations == plan.implementations
+
+
+@pytest.mark.parametrize("settings", [{}, {"quality": "exact"}])
+def test_the_report_says_what_ran_where_that_is_not_what_was_planned(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Choices that were tuned, or overridden, after the plan was made: two runs at once, each with its own."""
+    request = asked("t2v")
+    with Engine.load(tiny.folder("t2v"), device="cpu", **settings) as engine:
+        plan, tuned_one = engine.plan(request), engine.stream(request)
+        plain = engine.stream(request)
+        monkeypatch.setattr(tuned, "lookup", lambda op, args, on=None: "reference" if op == "ada_norm" else "")
+        report = [event for event in tuned_one if isinstance(event, StageEvent)][-1].report
+        monkeypatch.undo()
+        other = [event for event in plain if isinstance(event, StageEvent)][-1].report
+    assert report is not None and other is not None
+    if settings:
+        assert report.implementations == {"linear": "aten", "convolution": "aten", "frames_to_uint8": "reference"}
+        others = {op.op: op.others for op in report.ops}
+        assert others["linear"]["onednn"] == others["convolution"]["onednn"] == ("aten was asked for",)
+        assert others["frames_to_uint8"]["native"] == ("reference was asked for",)
+        return
+    assert plan.implementations["ada_norm"] == other.implementations["ada_norm"] == "native"
+    assert report.implementations == {**plan.implementations, "ada_norm": "reference"}
+    (norm,) = (op for op in report.ops if op.op == "ada_norm")
+    assert norm.cases == ("cpu float32",) and set(norm.others) == {"native", "triton"}
+    assert norm.others["native"] == ("reference was found to be faster (glimt tune)",)
+    (attention,) = (op for op in report.ops if op.op == "attention")
+    assert {"triton", "flash_attn", "cudnn", "flashinfer", "sage", "eight_bit", "reference"} == set(attention.others)
+    assert all(attention.others.values())

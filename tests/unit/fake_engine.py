@@ -59,6 +59,7 @@ class Behaviour:
     salt: str = ""
     fallbacks: tuple[str, ...] = ()
     staged: bool = False
+    painted_by: str = "reference"
     versions: dict[str, str] = field(default_factory=lambda: {"glimt": "0"})
     trace: list[str] = field(default_factory=list)
 
@@ -123,7 +124,7 @@ class Engine:
             yield StageEvent("text", "end", 1.0)
             for variant in range(resolved.num_videos_per_prompt):
                 yield from self._video(resolved, variant)
-            yield StageEvent("done", "end", 9.0, report=RunReport((), 9.0, 0, {"paint": "reference"}))
+            yield StageEvent("done", "end", 9.0, report=RunReport((), 9.0, 0, {"paint": behaviour.painted_by}))
         finally:
             behaviour.trace.append("closed")
 
@@ -142,7 +143,7 @@ class Engine:
         clip = paint(resolved, variant)
         for first in [0, *range(1, len(clip), 4)]:
             yield FrameChunk(first, clip[first : first + (4 if first else 1)], resolved.fps, variant)
-        yield StageEvent("decode", "end", 3.0, variant)
+        yield StageEvent("decode", "end", 3.0, variant, implementations={"paint": behaviour.painted_by})
 
 
 def _resolved(request: GenerateRequest | ResolvedRequest) -> ResolvedRequest:

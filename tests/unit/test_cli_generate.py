@@ -375,6 +375,17 @@ def test_other_frames_are_an_exit_code_and_a_list_of_what_changed(glimt, engine,
     assert json.loads(out)["identical"] is False
 
 
+def test_the_record_names_what_ran_and_reproducing_compares_what_runs(glimt, engine, tmp_path):
+    """Not what either plan names, which is another implementation."""
+    engine.painted_by = "by hand"
+    assert glimt("generate", "a ball", "-o", "a.mp4", "--model", "fake")[0] == 0
+    assert read_record("a.mp4")["implementations"] == {"paint": "by hand"}
+    assert json.loads(glimt("reproduce", "a.mp4", "--json")[1])["differences"] == []
+    engine.painted_by, engine.salt = "reference", "changed"
+    code, out, _ = glimt("reproduce", "a.mp4")
+    assert code == 1 and "implementations: paint was by hand, is reference" in out
+
+
 def test_another_model_is_named_and_not_run_unless_told(glimt, engine, made):
     engine.digest = "e" * 64
     engine.trace.clear()

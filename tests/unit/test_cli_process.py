@@ -85,9 +85,10 @@ def test_info_names_every_implementation_and_why_others_are_absent():
     assert {"python", "torch"} <= set(info["versions"])
     assert info["devices"][0]["device"] == "cpu"
     rows = info["implementations"]["cpu float32"]
-    for op in {row["op"] for row in rows}:
-        assert sum(row["chosen"] for row in rows if row["op"] == op) == 1
-    assert all(set(row) == {"op", "impl", "chosen", "reasons"} for row in rows)
+    for op, form in {(row["op"], row["form"]) for row in rows}:
+        assert sum(row["chosen"] for row in rows if (row["op"], row["form"]) == (op, form)) == 1
+    assert all(set(row) == {"op", "form", "impl", "chosen", "reasons"} for row in rows)
+    assert all(bool(row["reasons"]) != row["chosen"] for row in rows if row["op"] != "convolution")
     assert {"linear", "convolution"} <= {row["op"] for row in rows}
     assert sum(row["chosen"] for row in info["instruction_sets"]) == 1
 

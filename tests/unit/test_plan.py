@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from glimt import env, memory, profile
+from glimt.cli import info
 from glimt.config import EngineConfig
 from glimt.errors import MemoryBudgetError, RequestError
 from glimt.images import ImagePixels
@@ -24,9 +27,11 @@ from glimt.models.wan.transformer import WanTransformer
 from glimt.models.wan.vae import WanVae
 from glimt.plan import Planner
 from glimt.plan.floor import PEAKS, forward_plan
+from glimt.plan.vae import plan_decode
 from glimt.request import GenerateRequest
 from glimt.shapes import LatentGrid, PixelGrid, TokenGrid
 from glimt.weights.folder import read_folder
+from glimt_kernels import dispatch, triton_env
 from models import tiny
 
 REQUEST = GenerateRequest("a red ball", height=32, width=48, num_frames=9, num_inference_steps=4, seed=3)
@@ -145,6 +150,71 @@ def test_a_gpu_that_is_not_on_record_has_no_floor(monkeypatch: pytest.MonkeyPatc
     assert plan.forward.floor_s is not None and f"for {plan.forwards}: NVIDIA H200 at its peak" in str(plan)
 
 
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Have PyTorch tell of one GPU of a chip, which nothing here runs on."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "NVIDIA H200")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10**11, 10**11))
+    monkeypatch.setattr(profile, "machine_rate", lambda device, dtype: profile.Rate(1e14, "thought of"))
+    monkeypatch.setattr(dispatch, "_CHOSEN", {})
+
+    def chip(arch: int) -> None:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: divmod(arch, 10))
+        dispatch.arch_of.cache_clear()
+
+    yield chip
+    dispatch.arch_of.cache_clear()
+
+
+@pytest.mark.parametrize(("arch", "attention"), [(75, "sdpa"), (80, "triton"), (90, "triton"), (120, "triton")])
+def test_on_a_gpu_the_plan_and_info_name_what_the_chip_runs(
+    gpu: Callable[[int], None], arch: int, attention: str
+) -> None:
+    gpu(arch)
+    plan, inventory = planner(device="cuda").plan(REQUEST), info._implementations()
+    ops = {choice.op: choice for choice in plan.ops}
+    assert (plan.device, plan.dtype) == ("cuda:0", "bfloat16")
+    assert ops["attention"].impl == attention and f"cuda sm_{arch} bfloat16" in ops["attention"].cases
+    (key,) = (key for key in inventory if key.startswith("cuda"))
+    assert key == f"cuda:0 sm_{arch} bfloat16"
+    shown = {(row["op"], row["form"]): row["impl"] for row in inventory[key] if row["chosen"]}
+    assert shown["attention", ""] == shown["attention", "with a bias"] == attention
+    gated = "aten" if arch < 80 else "triton"
+    assert (shown["linear", ""], shown["linear", "with a gated residual"]) == ("aten", gated)
+    assert set(ops["linear"].impl.split(" + ")) == {"aten", gated}
+    for op in ("ada_norm", "layer_norm", "rms_norm", "qk_norm_rope"):
+        assert ops[op].impl == shown[op, ""] == ("reference" if arch < 80 else "triton"), op
+    assert ops["frames_to_uint8"].impl == shown["frames_to_uint8", ""] != ("triton" if arch < 80 else "reference")
+    assert all(ops[op].others["triton"] for op in ops if "triton" not in ops[op].impl and op != "convolution")
+    older = [line for line in plan.fallbacks if f"it needs sm_80 or newer, the device is sm_{arch}" in line]
+    assert bool(older) == (arch < 80)
+    if arch < 80:
+        with pytest.raises(RequestError, match="strict: attention: triton cannot run here: it needs sm_80"):
+            planner(device="cuda", strict=True).plan(REQUEST)
+
+
+@pytest.mark.parametrize(
+    ("asked", "why"),
+    [("triton", "which is for tests|not built for CUDA|runs on CUDA"), ("trition", "no implementation")],
+)
+def test_an_override_that_cannot_run_is_told_and_breaks_nothing(
+    asked: str, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "_CHOSEN", {})
+    monkeypatch.setattr(triton_env, "INTERPRETED", False)
+    monkeypatch.setenv("GLIMT_IMPL_ATTENTION", asked)
+    with pytest.raises(RequestError, match=f"^GLIMT_IMPL_ATTENTION={asked}: .*({why})"):
+        planner().plan(REQUEST)
+    assert planner(quality="exact").plan(REQUEST).implementations["linear"] == "aten", "exact runs ask for nothing"
+    rows = [row for row in info._implementations()["cpu float32"] if (row["op"], row["form"]) == ("attention", "")]
+    assert not any(row["chosen"] for row in rows) and all(row["reasons"] for row in rows)
+    (mine,) = (row for row in rows if row["impl"] == asked)
+    assert mine["reasons"][0].startswith(f"GLIMT_IMPL_ATTENTION={asked}: ")
+    assert f"GLIMT_IMPL_ATTENTION={asked}" in info.run(argparse.Namespace()).text
+
+
 def test_planning_is_fast() -> None:
     made = planner()
     made.plan(REQUEST)
@@ -201,7 +271,7 @@ def test_what_would_fit_does_fit(frames: int, rows: int, columns: int, limit: in
     def peak(grid: PixelGrid) -> int:
         latents = grid.latents(16, 4, 8)
         denoise = memory.denoise_bytes(WAN_1_3B, latents, latents.tokens((1, 2, 2)), 512, 2, 4)
-        return max(denoise, memory.decode_bytes(config, latents, 1, 4))
+        return max(denoise, plan_decode(config, latents, 4, limit, by_frames=True).peak_bytes)
 
     for advice in memory.what_would_fit(peak, clip, 4, (16, 16), limit):
         words = advice.replace("num_frames=", "").split()

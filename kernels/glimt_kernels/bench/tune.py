@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from glimt_kernels import dispatch, tuned
 from glimt_kernels.bench.compare import judge
-from glimt_kernels.bench.ops import build
+from glimt_kernels.bench.ops import build, build_call
 from glimt_kernels.bench.settings import DTYPES, BenchError, Settings
-from glimt_kernels.bench.shapes import SHAPES, Shape
+from glimt_kernels.bench.shapes import SHAPES
 from glimt_kernels.bench.timing import Clock
 from glimt_kernels.bench.workload import Run, Workload, candidates, lossy, unsupported
+
+Calls = Iterable[tuple[str, tuple[Any, ...]]]
+
+
+class Job(NamedTuple):
+    """A workload that is still to be made: its name, that of its shape or model, and what makes it."""
+
+    workload: str
+    shape: str
+    make: Callable[[], Workload]
+
 
 # The built-in choice stays unless another is faster by more than this: less is noise.
 MARGIN = 0.03
@@ -55,9 +67,13 @@ class Trial:
 
 
 def tune(
-    settings: Settings, shapes: Mapping[str, Shape] | None = None, say: Callable[[str], None] = lambda line: None
+    settings: Settings, calls: Mapping[str, Calls] | None = None, say: Callable[[str], None] = lambda line: None
 ) -> tuple[list[Trial], Path]:
-    """Time the candidates of every op at ``shapes`` (or those that ``settings`` names) and keep the choice.
+    """Time the candidates of every op that ``settings`` names and keep the choice.
+
+    Args:
+        calls: of models, by name: ops and their arguments in schema order. Without them: the workloads of the
+            benchmark at the shapes that ``settings`` names.
 
     Returns:
         What was found, and the file that it was added to.
@@ -69,7 +85,7 @@ def tune(
     if tuned.path_of(device) is None:
         raise BenchError(f"{tuned.VARIABLE} is off: unset it, or set it to a folder, to keep what is found")
     trials = []
-    for found in _trials(settings, shapes or {name: SHAPES[name] for name in settings.shape_names}):
+    for found in _trials(settings, _of_shapes(settings) if calls is None else _of_calls(settings, calls)):
         say(str(found))
         if isinstance(found, Trial):
             trials.append(found)
@@ -95,20 +111,34 @@ def _slower(trial: Trial, impl: str) -> float:
     return trial.median_ms[impl] / min(trial.median_ms.values())
 
 
-def _trials(settings: Settings, shapes: Mapping[str, Shape]) -> Iterator[Trial | str]:
+def _of_shapes(settings: Settings) -> Iterator[Job]:
+    for name in settings.shape_names:
+        for op in settings.workloads:
+            dtype, device = DTYPES[settings.dtype_name], settings.torch_device
+            yield Job(op, name, partial(build, op, name, SHAPES[name], dtype, device))
+
+
+def _of_calls(settings: Settings, calls: Mapping[str, Calls]) -> Iterator[Job]:
+    """Each key once: calls of one key share a choice, and the last is as good as any."""
+    asked = {workload.partition("/")[0] for workload in settings.workloads}
+    for name, made in calls.items():
+        by_key = {tuned.key(op, args): (op, args) for op, args in made if op in asked}
+        for op, args in by_key.values():
+            yield Job(op, name, partial(build_call, op, name, args, settings.torch_device))
+
+
+def _trials(settings: Settings, jobs: Iterable[Job]) -> Iterator[Trial | str]:
     """Of every workload for whose op there is a choice, or why one could not be timed."""
     clock = Clock(settings.torch_device)
-    for name, shape in shapes.items():
-        for op in settings.workloads:
-            torch.manual_seed(0)
-            try:
-                made = build(op, name, shape, DTYPES[settings.dtype_name], settings.torch_device)
-                trial = _trial(op, made, clock, settings.repeats)
-            except torch.OutOfMemoryError:
-                yield f"{op}, {name}: not timed, the device's memory is too small for it"
-                continue
-            if trial is not None:
-                yield trial
+    for job in jobs:
+        torch.manual_seed(0)
+        try:
+            trial = _trial(job.workload, job.make(), clock, settings.repeats)
+        except torch.OutOfMemoryError:
+            yield f"{job.workload}, {job.shape}: not timed, the device's memory is too small for it"
+            continue
+        if trial is not None:
+            yield trial
 
 
 @torch.inference_mode()

@@ -12,6 +12,7 @@ from torch import Tensor
 from glimt_kernels import dispatch
 
 Run = Callable[..., Any]
+Args = tuple[Any, ...]
 SAMPLED = 64
 
 

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glimt_kernels.dispatch import Case, wants_references
+from glimt_kernels.dispatch import Candidate, Case, Choice, note, wants_references
 from glimt_kernels.linear.call import call_of, dtype_of
 
-_ABSENT = "this PyTorch has no oneDNN with fused products"
+ABSENT = "this PyTorch has no oneDNN with fused products"
 
 
 @cache
@@ -54,7 +54,7 @@ def linear(
 
 def reasons(case: Case) -> list[str]:
     """Why it cannot run a linear layer."""
-    found = [] if has_onednn() else [_ABSENT]
+    found = [] if has_onednn() else [ABSENT]
     if case.device != "cpu":
         found.append(f"it is called on the CPU, the tensors are on {case.device}")
     if dtype_of(case) != torch.float32:
@@ -68,17 +68,11 @@ def _name(dtype: torch.dtype | None) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def library(case: Case) -> tuple[str, tuple[str, ...]]:
-    """Whose convolutions run ``case`` in inference: "onednn", called by name, or "aten", PyTorch's choice.
-
-    Also the reasons why oneDNN does not run though ``case`` is one it is called for.
-    """
-    if _not_meant(case):
-        return "aten", ()
-    return ("onednn", ()) if has_onednn() else ("aten", (_ABSENT,))
+def _onednn_reasons(case: Case) -> list[str]:
+    return [] if has_onednn() else [ABSENT]
 
 
-def _not_meant(case: Case) -> list[str]:
+def _onednn_reluctance(case: Case) -> list[str]:
     """Every reason why oneDNN is not called for ``case`` even where it is there."""
     found = []
     if case.device != "cpu":
@@ -90,13 +84,47 @@ def _not_meant(case: Case) -> list[str]:
     return found
 
 
+# Called by the models in their own ways, so that this is no op; named and chosen like one all the same.
+CONVOLUTIONS = (
+    Candidate(
+        "convolution",
+        "onednn",
+        lambda *args: torch.ops.mkldnn._convolution_pointwise(*args),
+        _onednn_reasons,
+        _onednn_reluctance,
+    ),
+    Candidate("convolution", "aten", torch.conv3d),
+)
+
+
+@cache
+def _chosen(case: Case, exact: bool, able: bool) -> Choice:
+    return Choice(CONVOLUTIONS[0 if able else 1], case, CONVOLUTIONS, "aten" if exact else "")
+
+
+def convolutions(case: Case) -> Choice:
+    """Whose convolutions run ``case`` in inference: "onednn", called by name, or "aten", PyTorch's choice."""
+    return _chosen(case, wants_references(), not (_onednn_reasons(case) or _onednn_reluctance(case)))
+
+
+def library(case: Case) -> tuple[str, tuple[str, ...]]:
+    """Name of the one that :func:`convolutions` chooses, and why oneDNN cannot run though it is called for ``case``."""
+    choice = convolutions(case)
+    return choice.impl, () if _onednn_reluctance(case) else choice.passed_over().get("onednn", ())
+
+
 def inventory(case: Case) -> list[dict[str, Any]]:
     """Both libraries for convolutions, in the rows of ``glimt_kernels.inventory``."""
-    chosen, _ = library(case)
-    found = {"onednn": _not_meant(case) + ([] if has_onednn() else [_ABSENT]), "aten": []}
+    chosen = convolutions(case).candidate
     return [
-        {"op": "convolution", "impl": impl, "chosen": impl == chosen, "reasons": list(why)}
-        for impl, why in found.items()
+        {
+            "op": "convolution",
+            "form": "",
+            "impl": candidate.impl,
+            "chosen": candidate is chosen,
+            "reasons": [*candidate.reluctance(case), *candidate.reasons(case)],
+        }
+        for candidate in CONVOLUTIONS
     ]
 
 
@@ -104,4 +132,6 @@ def runs_onednn(*tensors: Tensor) -> bool:
     """Whether a convolution of these tensors is inference in float32 on a CPU, which oneDNN is called for by name."""
     if torch.compiler.is_compiling() or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
         return False
-    return all(library(Case(tensor.device.type, tensor.dtype))[0] == "onednn" for tensor in tensors)
+    found = [convolutions(Case(tensor.device.type, tensor.dtype)) for tensor in tensors]
+    note(*found)
+    return all(choice.impl == "onednn" for choice in found)

@@ -10,6 +10,8 @@ from torch import Tensor
 from glimt_kernels.dispatch import Case
 from glimt_kernels.linear_quant.reference import default_dtype, finish
 
+SATURATES = "PyTorch's int8 product saturates on this processor"
+
 
 def linear_w8a8(
     x: Tensor,
@@ -41,7 +43,7 @@ def reasons(case: Case) -> list[str]:
     if case.device == "cuda" and (m <= 16 or n % 8 or k % 8):
         found.append(f"cuBLAS takes more than 16 rows, N and K in multiples of 8; found {m} rows, N {n}, K {k}")
     if case.device == "cpu" and not _is_exact():
-        found.append("PyTorch's int8 product saturates on this processor")
+        found.append(SATURATES)
     return found
 
 

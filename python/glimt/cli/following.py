@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -31,8 +31,11 @@ def follow(
     show: Progress,
     on_frames: Callable[[int, npt.NDArray[np.uint8]], None],
     on_step: Callable[[StepState], None] | None = None,
+    on_done: Callable[[int, Mapping[str, str]], None] | None = None,
 ) -> RunReport | None:
     """Run what was ``asked`` to its end, hand its frames on as they come, and return the report of the run.
+
+    ``on_done``: called after the last frame of each variant, with the implementations that ran.
 
     Leaving by an exception (Ctrl-C, a full disk) closes the stream, which stops within a step and frees its memory.
     """
@@ -50,6 +53,8 @@ def follow(
                 show.update(event.index + len(event.frames), asked.num_frames)
             elif isinstance(event, StageEvent):
                 report = event.report or report
+                if on_done is not None and (event.stage, event.status) == ("decode", "end"):
+                    on_done(event.variant, event.implementations)
                 _show_stage(event, show, several)
     show.end()
     return report

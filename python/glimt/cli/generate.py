@@ -76,7 +76,7 @@ def _run(engine: Engine, asked: ResolvedRequest, outputs: Outputs, show: Progres
     show.end()
     kept = Previews(outputs.preview_dir, asked.seeds) if outputs.preview_dir else contextlib.nullcontext()
     with kept as previews, VideoFiles(outputs, asked, record) as videos:
-        report = follow(engine, asked, show, videos.add, previews)
+        report = follow(engine, asked, show, videos.add, previews, videos.finish)
         videos.complete()
     return {
         "videos": [take.to_dict() for take in videos.takes],

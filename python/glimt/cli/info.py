@@ -35,8 +35,12 @@ def _lines(info: dict[str, Any]) -> Iterator[str]:
     yield from (f"  {device:<14}{state}" for device, state in info["tuned"].items())
     for case, rows in info["implementations"].items():
         yield f"\noperations, {case}"
-        width = max(len(row["op"]) for row in rows) + 2
-        yield from (f"  {row['op']:<{width}}{row['impl']:<12}{_state(row)}" for row in rows)
+        width = max(len(_op(row)) for row in rows) + 2
+        yield from (f"  {_op(row):<{width}}{row['impl']:<12}{_state(row)}" for row in rows)
+
+
+def _op(row: dict[str, Any]) -> str:
+    return f"{row['op']}, {row['form']}" if row["form"] else str(row["op"])
 
 
 def _state(row: dict[str, Any]) -> str:
@@ -97,14 +101,20 @@ def _tuned() -> dict[str, str]:
 
 
 def _implementations() -> dict[str, list[dict[str, Any]]]:
-    """The inventory of operations for each kind of device that is here, in the dtype that it is used with."""
+    """The inventory of operations for each device that is here, in the dtype that it is used with."""
     import torch
 
     import glimt_kernels  # noqa: F401  (importing it defines the operations)
     from glimt_kernels import dispatch
+    from glimt_kernels.forms import FORMS
     from glimt_kernels.linear import onednn
 
-    cases = {"cpu float32": dispatch.CPU_FLOAT32}
-    if torch.cuda.is_available():
-        cases["cuda bfloat16"] = dispatch.Case("cuda", torch.bfloat16)
-    return {name: [*onednn.inventory(case), *dispatch.inventory(case)] for name, case in cases.items()}
+    cases = {("cpu", "cpu float32"): dispatch.CPU_FLOAT32}
+    for index in range(torch.cuda.device_count()):
+        device = f"cuda:{index}"
+        arch = dispatch.arch_of(torch.device(device))
+        cases[device, f"{device} sm_{arch} bfloat16"] = dispatch.Case("cuda", torch.bfloat16, arch=arch)
+    return {
+        name: [*onednn.inventory(case), *dispatch.inventory(case, FORMS, torch.device(device))]
+        for (device, name), case in cases.items()
+    }

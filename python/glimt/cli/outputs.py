@@ -130,8 +130,9 @@ class Take:
 class VideoFiles:
     """The files of a run while they are made: ``add`` takes chunks of any variant in the order in which they come.
 
-    ``record`` is the settings record of the run; each mp4's has the request of its variant alone. All files appear
-    together at the end of the block. One that cannot be written costs them all; an interruption only unfinished ones.
+    ``record`` is the settings record of the run; each mp4's has the request of its variant alone, and the
+    implementations that ``finish`` is told ran. All files appear together at the end of the block. One that cannot be
+    written costs them all; an interruption only unfinished ones.
     """
 
     def __init__(self, outputs: Outputs, resolved: ResolvedRequest, record: Mapping[str, Any]) -> None:
@@ -155,9 +156,7 @@ class VideoFiles:
             self._together.__exit__(kind, error, traceback)
 
     def complete(self) -> None:
-        """All frames are there: finish what is open, add the contact sheet. The files appear when the block ends."""
-        for variant in list(self._open):
-            self._finish(variant)
+        """All videos are finished: add the contact sheet. The files appear when the block ends."""
         self._save_sheet()
 
     def add(self, variant: int, frames: npt.NDArray[np.uint8]) -> None:
@@ -166,8 +165,6 @@ class VideoFiles:
         writer.write(frames)
         if self.outputs.keeps_frames:
             self._kept.setdefault(variant, []).append(frames)
-        if writer.num_frames >= self.resolved.num_frames:
-            self._finish(variant)
 
     def _begin(self, variant: int) -> VideoWriter:
         from glimt.video.mp4 import VideoWriter
@@ -178,9 +175,10 @@ class VideoFiles:
         self._open[variant] = writer.__enter__()
         return writer
 
-    def _finish(self, variant: int) -> None:
-        writer = self._open[variant]
-        writer.record = {**self._record, "request": self.resolved.variant(variant).to_dict()}
+    def finish(self, variant: int, implementations: Mapping[str, str]) -> None:
+        """The frames of one variant are all there."""
+        writer, asked = self._open[variant], self.resolved.variant(variant)
+        writer.record = {**self._record, "request": asked.to_dict(), "implementations": dict(implementations)}
         del self._open[variant]
         writer.__exit__(None, None, None)
         facts = {

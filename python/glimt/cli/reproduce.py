@@ -9,7 +9,7 @@ import argparse
 import dataclasses
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from glimt.cli.asking import engine_config, opened
@@ -45,7 +45,9 @@ def run(namespace: argparse.Namespace) -> Outcome:
         differences = _differences(record, engine.provenance(request))
         show.end()
         same_model = not any(line.startswith("model") for line in differences)
-        made = _frames_sha256(engine, request, show) if same_model or namespace.anyway else None
+        made, ran = _made(engine, request, show) if same_model or namespace.anyway else (None, None)
+    if ran is not None:
+        differences += _changes("implementations", record["implementations"], ran)
     result = {
         "file": namespace.file,
         "identical": made == record["frames"]["sha256"],
@@ -88,7 +90,7 @@ def _open(namespace: argparse.Namespace, recorded: Origin, config: EngineConfig)
 
 
 def _differences(record: dict[str, Any], here: dict[str, Any]) -> list[str]:
-    """Everything that is not as it was when the video was made, the model first."""
+    """What is not as it was when the video was made, as far as it is known before a run; the model first."""
     found = []
     was, now = record["model"], here["model"]
     if was["digest"] != now["digest"]:
@@ -98,22 +100,26 @@ def _differences(record: dict[str, Any], here: dict[str, Any]) -> list[str]:
             f"model: this one ({now['name']}, {now['digest'][:12]}) is not the recorded one"
             f" ({was.get('name')}, {was['digest'][:12]}); they differ{which}"
         )
-    for kind in ("config", "versions", "implementations"):
-        before, after = record.get(kind, {}), here[kind]
-        names = _RECORDED_SETTINGS if kind == "config" else None
-        changed = _changed(before, after, names)
-        found += [
-            f"{kind}: {name} was {before.get(name, 'absent')}, is {after.get(name, 'absent')}" for name in changed
-        ]
-    return found
+    found += _changes("config", record.get("config", {}), here["config"], _RECORDED_SETTINGS)
+    return found + _changes("versions", record["versions"], here["versions"])
 
 
-def _changed(before: dict[str, Any], after: dict[str, Any], among: tuple[str, ...] | None = None) -> list[str]:
+def _changes(
+    kind: str, before: Mapping[str, Any], after: Mapping[str, Any], among: tuple[str, ...] | None = None
+) -> list[str]:
+    return [
+        f"{kind}: {name} was {before.get(name, 'absent')}, is {after.get(name, 'absent')}"
+        for name in _changed(before, after, among)
+    ]
+
+
+def _changed(before: Mapping[str, Any], after: Mapping[str, Any], among: tuple[str, ...] | None = None) -> list[str]:
     names = sorted({*before, *after}) if among is None else among
     return [name for name in names if before.get(name) != after.get(name)]
 
 
-def _frames_sha256(engine: Engine, request: GenerateRequest, show: Progress) -> str:
+def _made(engine: Engine, request: GenerateRequest, show: Progress) -> tuple[str, Mapping[str, str] | None]:
+    """SHA-256 of the frames made anew, and the implementations that ran."""
     from glimt.cli.following import follow, warn
 
     plan = engine.plan(request)
@@ -123,5 +129,5 @@ def _frames_sha256(engine: Engine, request: GenerateRequest, show: Progress) -> 
     def add(_variant: int, frames: npt.NDArray[np.uint8]) -> None:
         digest.update(frames.tobytes())
 
-    follow(engine, plan.request, show, add)
-    return digest.hexdigest()
+    report = follow(engine, plan.request, show, add)
+    return digest.hexdigest(), None if report is None else report.implementations

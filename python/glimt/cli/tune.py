@@ -1,4 +1,4 @@
-"""``glimt tune``: the fastest implementation of every operation on this machine, at a model's own shapes."""
+"""``glimt tune``: the fastest implementation of every operation on this machine, for a model's own calls."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from glimt.cli.outcome import Outcome
 from glimt.errors import RequestError
 
 if TYPE_CHECKING:
-    from glimt_kernels.bench import Shape
+    from glimt_kernels.bench import Settings
+    from glimt_kernels.bench.tune import Calls
 
 
 def run(namespace: argparse.Namespace) -> Outcome:
@@ -28,39 +29,24 @@ def run(namespace: argparse.Namespace) -> Outcome:
             device=namespace.device,
             repeats=namespace.repeats,
         )
-        shapes = None if namespace.shapes else _model_shapes(namespace.model, namespace.offline)
-        trials, path = tune(settings, shapes, say=lambda line: print(line, file=sys.stderr, flush=True))
+        calls = None if namespace.shapes else _model_calls(namespace.model, namespace.offline, settings)
+        trials, path = tune(settings, calls, say=lambda line: print(line, file=sys.stderr, flush=True))
     except bench.BenchError as error:
         raise RequestError(*error.problems) from error
     changed = sum(trial.best != trial.built_in for trial in trials)
-    text = f"{len(trials)} operations timed, {changed} run best by another implementation than the built-in one"
+    text = f"{len(trials)} calls timed, {changed} run best by another implementation than the built-in one"
     result = {"path": str(path), "choices": choices(trials), "trials": [trial.to_dict() for trial in trials]}
     return Outcome(f"{text}\nkept in {path}", result)
 
 
-def _model_shapes(model: str | None, offline: bool | None) -> dict[str, Shape]:
-    """A model's transformer at work on a clip of its default size; configs alone are read."""
+def _model_calls(model: str | None, offline: bool | None, settings: Settings) -> dict[str, Calls]:
+    """What a model's networks call for clips of its own size; configs alone are read."""
     from glimt.config import EngineConfig
     from glimt.models.zoo import BUNDLED
     from glimt.plan import Planner
+    from glimt.plan.calls import model_calls
     from glimt.weights.hub import open_model
-    from glimt_kernels.bench import Shape
+    from glimt_kernels.bench.settings import DTYPES
 
     planner = Planner.of(open_model(model or BUNDLED, offline=offline), EngineConfig(device="cpu"))
-    card, config = planner.card, planner.transformer
-    latents = (
-        (card.num_frames - 1) // card.scale_factor_temporal + 1,
-        card.height // card.scale_factor_spatial,
-        card.width // card.scale_factor_spatial,
-    )
-    t, y, x = (size // patch for size, patch in zip(latents, card.patch, strict=True))
-    shape = Shape(
-        grid=(t, y, x),
-        heads=config.num_attention_heads,
-        head_dim=config.attention_head_dim,
-        ffn_dim=config.ffn_dim,
-        text=card.text_tokens,
-        layers=config.num_layers,
-        clip=(card.num_frames, card.height, card.width),
-    )
-    return {card.name: shape}
+    return {planner.card.name: model_calls(planner, DTYPES[settings.dtype_name], settings.torch_device)}

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import glimt_kernels as kernels
+from glimt_kernels import dispatch
 
 
 def fuses(x: Tensor) -> bool:
@@ -39,6 +40,8 @@ def linear(
     if fuses(x):
         activation = None if gelu is None else {"tanh": "gelu_tanh", "none": "gelu_erf"}[gelu]
         return kernels.linear(x, weight, bias, activation=activation, gate=gate, residual=residual)
+    if dispatch.is_recording():
+        dispatch.note(dispatch.choose("linear", dispatch.case_of([x, weight]), "aten"))
     out = F.linear(x, weight, bias)
     if gelu is not None:
         out = F.gelu(out, approximate=gelu)

@@ -10,16 +10,23 @@ from typing import TypeVar
 from glimt.env import peak_rss_bytes, rss_bytes
 from glimt.pipeline.events import StageEvent
 from glimt.plan import GenerationPlan
+from glimt.plan.ops import by_op
 from glimt.report import RunReport, StageReport
+from glimt_kernels.dispatch import Record
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 class Clock:
-    """Local to one run. Time that a consumer of the events takes is counted in the whole, not in the stage."""
+    """Local to one run. Time that a consumer of the events takes is counted in the whole, not in the stage.
+
+    Attributes:
+        record: every choice of an implementation, filled while the run goes on.
+    """
 
     def __init__(self, plan: GenerationPlan) -> None:
+        self.record: Record = {}
         self._plan = plan
         self._began = time.perf_counter()
         self._seconds = {stage.name: 0.0 for stage in plan.stages}
@@ -29,7 +36,8 @@ class Clock:
         return StageEvent(stage, "begin", self._elapsed_ms(), variant, note)
 
     def end(self, stage: str, variant: int = 0) -> StageEvent:
-        return StageEvent(stage, "end", self._elapsed_ms(), variant)
+        ran = {choice.op: choice.impl for choice in by_op(self.record.values())}
+        return StageEvent(stage, "end", self._elapsed_ms(), variant, implementations=ran)
 
     def done(self) -> StageEvent:
         """The last event of a run."""
@@ -69,13 +77,16 @@ class Clock:
             StageReport(s.name, self._seconds[s.name] * 1000, s.seconds, self._peaks[s.name], s.peak_bytes)
             for s in self._plan.stages
         )
+        ops = by_op(self.record.values())
         return RunReport(
             stages=stages,
             total_ms=self._elapsed_ms(),
             peak_rss_bytes=peak_rss_bytes(),
-            implementations=self._plan.implementations,
-            fallbacks=self._plan.fallbacks,
+            implementations={choice.op: choice.impl for choice in ops},
+            decode=str(self._plan.decode),
+            fallbacks=tuple(line for choice in ops for line in choice.passed_over),
             notes=self._plan.notes,
+            ops=ops,
         )
 
 

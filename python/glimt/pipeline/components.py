@@ -6,7 +6,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +22,17 @@ from glimt.pipeline.condition import Picture
 from glimt.plan import EXPERTS
 from glimt.weights.components import check_values
 from glimt.weights.folder import CheckpointFolder
+from glimt_kernels.dispatch import Choice, note, recording
 
 T = TypeVar("T")
 EMBEDDINGS_BYTES = 64 * 2**20
+
+
+class Embedded(NamedTuple):
+    """Rows [L, text_dim] of a prompt, and the choices by which they were made: part of what makes every later video."""
+
+    rows: Tensor
+    choices: tuple[Choice, ...] = ()
 
 
 class Embeddings:
@@ -35,24 +43,24 @@ class Embeddings:
 
     def __init__(self, limit_bytes: int = EMBEDDINGS_BYTES) -> None:
         self._limit_bytes = limit_bytes
-        self._held: OrderedDict[str, Tensor] = OrderedDict()
+        self._held: OrderedDict[str, Embedded] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, text: str) -> Tensor | None:
-        """Rows [L, text_dim] of a prompt; ``None`` if it is not here."""
+    def get(self, text: str) -> Embedded | None:
+        """``None`` if it is not here."""
         with self._lock:
             if text in self._held:
                 self._held.move_to_end(text)
             return self._held.get(text)
 
-    def put(self, text: str, rows: Tensor) -> None:
+    def put(self, text: str, embedded: Embedded) -> None:
         with self._lock:
-            self._held[text] = rows
+            self._held[text] = embedded
             while self.size_bytes() > self._limit_bytes and len(self._held) > 1:
                 self._held.popitem(last=False)
 
     def size_bytes(self) -> int:
-        return sum(rows.nbytes for rows in self._held.values())
+        return sum(embedded.rows.nbytes for embedded in self._held.values())
 
     def clear(self) -> None:
         with self._lock:
@@ -125,9 +133,10 @@ class Components:
         self.release(*self._locks)
         self._embeddings.clear()
 
-    def held_bytes(self) -> int:
-        """Weights in memory now."""
-        return sum(_weights_bytes(value) for value in list(self._held.values()))
+    def held_bytes(self, *names: str) -> int:
+        """Weights in memory now, of these components or of all."""
+        held = list(self._held.items())
+        return sum(_weights_bytes(value) for name, value in held if not names or name in names)
 
     def _get(self, name: str, load: Callable[[], T]) -> T:
         self._folder.component(name)  # raises for one that is not there
@@ -153,10 +162,13 @@ class Components:
     def _embed(self, text: str) -> Tensor:
         found = self._embeddings.get(text)
         if found is None:
-            encoded = self._get("text_encoder", self._load_text_encoder).encode(text)
-            found = encoded.embeds[0, : encoded.tokens.kept].clone()
+            encoder = self._get("text_encoder", self._load_text_encoder)
+            with recording() as made:
+                encoded = encoder.encode(text)
+            found = Embedded(encoded.embeds[0, : encoded.tokens.kept].clone(), tuple(made.values()))
             self._embeddings.put(text, found)
-        return found
+        note(*found.choices)
+        return found.rows
 
 
 def _weights_bytes(component: Any) -> int:

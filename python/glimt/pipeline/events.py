@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -28,6 +28,7 @@ class StageEvent:
         variant: which of the request's videos; 0 for stages they share.
         note: on the first event, what the plan notes, such as how a prompt is cut; else "".
         report: on ``done`` only.
+        implementations: where a stage ends, which implementation of each op the request has run by so far.
     """
 
     stage: str
@@ -36,6 +37,7 @@ class StageEvent:
     variant: int = 0
     note: str = ""
     report: RunReport | None = None
+    implementations: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True)

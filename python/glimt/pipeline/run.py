@@ -17,6 +17,7 @@ from glimt.pipeline.denoise import Prompts, Transformers, Velocity, denoise
 from glimt.pipeline.events import Event, Frames
 from glimt.plan import EXPERTS, GenerationPlan
 from glimt_kernels import references_only
+from glimt_kernels.dispatch import recording
 
 
 class Models(Transformers, Protocol):
@@ -46,10 +47,12 @@ def run(models: Models, plan: GenerationPlan, keep: list[Tensor] | None = None) 
     Args:
         keep: gathers the finished latents of each variant, where a list is given.
     """
-    events = _events(models, plan, keep)
+    clock = Clock(plan)
+    events = _events(models, plan, clock, keep)
     try:
         while True:
-            with references_only(plan.exact):  # never across a yield: the consumer's own work is none of it
+            # Never across a yield: the consumer's own work is none of it.
+            with references_only(plan.exact), recording(clock.record):
                 event = next(events, None)
             if event is None:
                 return
@@ -59,8 +62,10 @@ def run(models: Models, plan: GenerationPlan, keep: list[Tensor] | None = None) 
         events.close()
 
 
-def _events(models: Models, plan: GenerationPlan, keep: list[Tensor] | None) -> Generator[Event, None, None]:
-    clock, asked = Clock(plan), plan.request
+def _events(
+    models: Models, plan: GenerationPlan, clock: Clock, keep: list[Tensor] | None
+) -> Generator[Event, None, None]:
+    asked = plan.request
     _make_room(models, plan, "text")
     yield clock.begin("text", note="; ".join(plan.notes))
     with clock.timing("text"):

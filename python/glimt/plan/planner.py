@@ -6,8 +6,8 @@ The estimates of seconds rest on a few matrix products that are run and timed on
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,10 @@ from glimt.config import EngineConfig
 from glimt.errors import RequestError
 from glimt.models.wan.config import WanTransformerConfig, WanVaeConfig
 from glimt.models.zoo import ModelCard
+from glimt.plan.calls import network_calls, pixel_calls
 from glimt.plan.floor import ForwardPlan, device_name, forward_plan
+from glimt.plan.ops import foreseen
+from glimt.plan.vae import DecodePlan, encode_bytes, plan_decode, stills_bytes
 from glimt.plan.value import GenerationPlan, OpChoice, StagePlan
 from glimt.request import GenerateRequest, ResolvedRequest
 from glimt.sampling import schedule as schedules
@@ -26,9 +29,8 @@ from glimt.shapes import PixelGrid
 if TYPE_CHECKING:
     from glimt.models.text import TokenizedPrompt
     from glimt.weights.folder import CheckpointFolder
-    from glimt_kernels import Case
 
-_ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 EXPERTS = ("transformer", "transformer_2")  # for high noise, for low
 _NETWORKS = {
     "text": ("text_encoder",),
@@ -104,7 +106,7 @@ class Planner:
     def weights_bytes(self) -> dict[str, int]:
         """Of each component with weights, in the dtype it will run in."""
         sized = {name: part for name, part in self.folder.components.items() if part.files}
-        item = _ITEM_BYTES[self.dtype]
+        item = ITEM_BYTES[self.dtype]
         found = {name: part.num_parameters * item or part.num_bytes for name, part in sized.items()}
         if self.config.precision != "full":
             saved = (item - 1) * self.transformer.eight_bit_parameters
@@ -112,26 +114,29 @@ class Planner:
         return found
 
     @cached_property
-    def ops(self) -> tuple[OpChoice, ...]:
-        """The implementation of each op that a run calls on this device in this dtype. Raises RequestError under
-        ``strict`` if a better one than the one chosen is passed over."""
-        import torch
-
-        from glimt_kernels import Case, references_only
-
-        case = Case(self.device.partition(":")[0], getattr(torch, self.dtype))
-        with references_only(self.config.quality == "exact"):
-            choices = _choices(case, eight_bit=self.config.precision != "full")
-        passed_over = [line for choice in choices for line in choice.passed_over]
-        if self.config.strict and passed_over:
-            raise RequestError(*(f"strict: {line}" for line in passed_over))
-        return choices
+    def tokens_of_image(self) -> int:
+        """CLIP tokens of an image that the transformer takes; 0 where it takes none."""
+        if not self.transformer.has_image_branch:
+            return 0
+        config = self.folder.component("image_encoder").config
+        return (int(config["image_size"]) // int(config["patch_size"])) ** 2 + 1
 
     def weights_fit(self) -> bool:
         """Whether all components fit in the memory budget together; there may be no room for a request's activations
         beside them, and it then runs staged."""
         limit = memory.budget(self.config.memory_budget_bytes, self.device).limit_bytes
         return sum(self.weights_bytes.values()) <= limit
+
+    @property
+    def by_frames(self) -> bool:
+        """Whether the autoencoder's frames go one by one (``glimt.models.wan.vae_cache``)."""
+        return self.device == "cpu"
+
+    def plan_decode(self, clip: PixelGrid, room_bytes: int | None) -> DecodePlan:
+        """How ``clip`` is decoded in ``room_bytes`` beside the weights; ``None``: where there is room enough."""
+        card, room = self.card, 2**63 if room_bytes is None else room_bytes
+        latents = clip.latents(card.z_dim, card.scale_factor_temporal, card.scale_factor_spatial)
+        return plan_decode(self.vae, latents, ITEM_BYTES[self.dtype], room, by_frames=self.by_frames)
 
     def plan(self, request: GenerateRequest | ResolvedRequest, held_bytes: int = 0) -> GenerationPlan:
         """The plan of a request.
@@ -157,7 +162,7 @@ class Planner:
         guidance: tuple[StepGuidance, ...],
         budget: memory.Budget,
     ) -> GenerationPlan:
-        work = _Work(self, asked, guidance, self._prompts(asked))
+        work = _Work(self, asked, guidance, self._prompts(asked), budget.limit_bytes)
         staged = max(work.peaks(asked.pixel_grid(), staged=False).values()) > budget.limit_bytes
         stages, source = work.stages(staged)
         return GenerationPlan(
@@ -174,7 +179,7 @@ class Planner:
             dtype=self.dtype,
             backend=self.config.backend,
             quality=self.config.quality,
-            ops=self.ops,
+            ops=work.ops(),
             stages=stages,
             forward=work.forward(),
             rate_source=source,
@@ -183,7 +188,7 @@ class Planner:
             budget=budget,
             would_fit=work.would_fit(stages, budget.limit_bytes),
             least_bytes=work.least_bytes(),
-            decode_chunk=memory.decode_chunk(self.vae, asked.latent_grid(self.card)),
+            decode=work.decoding(asked.pixel_grid(), staged=staged),
             known_frames=self.card.expand_timesteps,
             notes=tuple(_notes(asked, work.prompts)),
         )
@@ -215,6 +220,7 @@ class _Work:
     asked: ResolvedRequest
     guidance: tuple[StepGuidance, ...]
     prompts: dict[str, TokenizedPrompt]
+    limit_bytes: int
 
     @property
     def experts(self) -> int:
@@ -229,14 +235,25 @@ class _Work:
     @property
     def image_tokens(self) -> int:
         """Keys that the images' CLIP tokens are to every cross-attention."""
-        if self.asked.image is None or not self.planner.transformer.has_image_branch:
-            return 0
-        config = self.planner.folder.component("image_encoder").config
-        each = (int(config["image_size"]) // int(config["patch_size"])) ** 2 + 1
-        return each if self.asked.last_image is None else 2 * each
+        each = self.planner.tokens_of_image
+        return 0 if self.asked.image is None else each if self.asked.last_image is None else 2 * each
+
+    def ops(self) -> tuple[OpChoice, ...]:
+        """The implementation of each op that the run calls. Raises RequestError for one that the environment asks for
+        and that cannot run, and under ``strict`` if a better one than the one chosen is passed over."""
+        from glimt_kernels import references_only
+
+        planner = self.planner
+        networks = network_calls(planner, self.asked, self.guidance, self.prompts, self.image_tokens)
+        with references_only(planner.config.quality == "exact"):
+            found = foreseen(networks, pixel_calls(planner, self.asked.pixel_grid()), planner.device, planner.dtype)
+        passed_over = [line for choice in found for line in choice.passed_over]
+        if planner.config.strict and passed_over:
+            raise RequestError(*(f"strict: {line}" for line in passed_over))
+        return found
 
     def forward(self) -> ForwardPlan:
-        planner, item = self.planner, _ITEM_BYTES[self.planner.dtype]
+        planner, item = self.planner, ITEM_BYTES[self.planner.dtype]
         of = planner.transformer, self.asked.token_grid(planner.card), self.text_tokens, self.image_tokens
         attention = profile.attention_flops(*of)
         eight_bit = planner.config.precision != "full"
@@ -246,7 +263,7 @@ class _Work:
 
     def flops(self, staged: bool) -> dict[str, int]:
         planner, asked, tokens, image = self.planner, self.asked, self.text_tokens, self.image_tokens
-        latents, grid = asked.latent_grid(planner.card), asked.token_grid(planner.card)
+        grid = asked.token_grid(planner.card)
         count = asked.num_videos_per_prompt
         forward = profile.transformer_flops(planner.transformer, grid, tokens, image)
         forwards = sum(1 if step.scale is None else 2 for step in self.guidance)
@@ -255,7 +272,7 @@ class _Work:
         if asked.image is not None:
             found["image"] = profile.vae_encode_flops(planner.vae, self._encoded(asked.pixel_grid()))
         found["denoise"] = count * forwards * forward + (count if staged else 1) * contexts
-        found["decode"] = count * profile.vae_decode_flops(planner.vae, latents)
+        found["decode"] = count * self.decoding(asked.pixel_grid(), staged=staged).flops
         return found
 
     def _encoded(self, clip: PixelGrid) -> PixelGrid:
@@ -263,21 +280,26 @@ class _Work:
         return PixelGrid(1, clip.height, clip.width) if self.planner.card.expand_timesteps else clip
 
     def activations(self, clip: PixelGrid, *, staged: bool) -> dict[str, int]:
-        planner, item = self.planner, _ITEM_BYTES[self.planner.dtype]
+        planner, item = self.planner, ITEM_BYTES[self.planner.dtype]
         card = planner.card
         latents = clip.latents(card.z_dim, card.scale_factor_temporal, card.scale_factor_spatial)
         tokens = latents.tokens(card.patch)
         found = {"text": memory.text_bytes(planner.text_encoder, card.text_tokens, item)}
         if self.asked.image is not None:
-            found["image"] = memory.encode_bytes(planner.vae, clip, item)
+            found["image"] = encode_bytes(planner.vae, self._encoded(clip), item, by_frames=planner.by_frames)
         networks = 1 if staged else self.experts
         found["denoise"] = memory.denoise_bytes(
             planner.transformer, latents, tokens, card.text_tokens, len(self.prompts), item, networks
         )
         if self.asked.preview_every:
-            found["denoise"] += memory.stills_bytes(planner.vae, latents, item)
-        found["decode"] = memory.decode_bytes(planner.vae, latents, memory.decode_chunk(planner.vae, latents), item)
+            found["denoise"] += stills_bytes(planner.vae, latents, item, by_frames=planner.by_frames)
+        found["decode"] = self.decoding(clip, staged=staged).peak_bytes
         return found
+
+    def decoding(self, clip: PixelGrid, *, staged: bool) -> DecodePlan:
+        """Whole pictures where components stay in memory; else what fits beside the VAE's weights."""
+        weights = sum(self.planner.weights_bytes[name] for name in self.networks("decode"))
+        return self.planner.plan_decode(clip, self.limit_bytes - weights if staged else None)
 
     def networks(self, stage: str) -> tuple[str, ...]:
         """The components with weights that a stage runs."""
@@ -317,63 +339,6 @@ class _Work:
 
     def _least(self, clip: PixelGrid) -> int:
         return max(self.peaks(clip, staged=True).values())
-
-
-def _choices(case: Case, *, eight_bit: bool) -> tuple[OpChoice, ...]:
-    """What runs each op that the networks call for ``case``, as they say themselves."""
-    import torch
-
-    from glimt.models.wan import transformer, vae_ops
-    from glimt_kernels import wants_references
-    from glimt_kernels.linear import onednn
-
-    name, reasons = onednn.library(case)
-    passed_over = tuple(f"convolution: onednn cannot run here: {reason}" for reason in reasons)
-    linear = OpChoice("linear", "aten") if wants_references() else _choice("linear", _linear_cases(case))
-    choices = [linear, OpChoice("convolution", name, passed_over)]
-    wanted = dict.fromkeys((*transformer.kernels_used(eight_bit=eight_bit), *vae_ops.kernels_used(case)), case)
-    wanted["frames_to_uint8"] = case._replace(dtype=torch.float32)  # pixels are float32 whatever made them
-    for op, its_case in wanted.items():
-        choice = _choice(op, [its_case])
-        choices.append(replace(choice, passed_over=()) if wants_references() else choice)
-    return tuple(choices)
-
-
-def _linear_cases(case: Case) -> list[Case]:
-    """A product alone, and one that adds a gated residual: on a GPU one may run by a library and the other not."""
-    from glimt_kernels.linear.call import DTYPES, Call
-
-    plain = Call(dtype=DTYPES.index(case.dtype)) if case.dtype in DTYPES else Call()
-    return [case._replace(sizes=call) for call in (plain, plain._replace(gate=1, residual=1))]
-
-
-def _choice(op: str, cases: Sequence[Case]) -> OpChoice:
-    """What is chosen for calls of an op, joined where it is not the same, and what stands before it that cannot run.
-
-    An implementation for another kind of device or dtype is not passed over: it was never meant for this one; nor is
-    one that lets a better one go first.
-    """
-    from glimt_kernels.dispatch import candidates, select, unsupported_reasons
-
-    impls: dict[str, None] = {}
-    passed: dict[str, None] = {}
-    for case in cases:
-        chosen = select(op, case)
-        impls[chosen.impl] = None
-        for candidate in candidates(op)[: candidates(op).index(chosen)]:
-            why = unsupported_reasons(candidate, case)
-            if why and candidate.impl in _meant_for(case):
-                passed[f"{op}: {candidate.impl} cannot run here: {'; '.join(why)}"] = None
-    return OpChoice(op, " + ".join(impls), tuple(passed))
-
-
-def _meant_for(case: Case) -> tuple[str, ...]:
-    """Implementations that are made for such a device and dtype."""
-    import torch
-
-    if case.device != "cpu":
-        return ("cuda", "triton")
-    return ("native", "onednn") if case.dtype == torch.float32 else ()
 
 
 def _notes(asked: ResolvedRequest, prompts: Mapping[str, TokenizedPrompt]) -> Iterator[str]:

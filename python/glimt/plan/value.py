@@ -6,12 +6,14 @@ process a few matrix products, to time the machine. Every run follows one.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from glimt.errors import MemoryBudgetError
 from glimt.memory import Budget
 from glimt.plan.floor import ForwardPlan
+from glimt.plan.vae import DecodePlan
 from glimt.request import ResolvedRequest
 from glimt.sampling.guidance import StepGuidance
 from glimt.sampling.schedule import Schedule
@@ -41,14 +43,20 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class OpChoice:
-    """Which implementation of an op runs, in the plan's dtype, and why better ones do not.
+    """Which implementation of an op runs, and why others do not.
 
-    Where calls of one op run by different ones ``impl`` names all, joined by " + ".
+    Attributes:
+        op: its name. ``impl``: where its calls run by different ones, all of them, joined by " + ".
+        passed_over: those meant for this device and dtype that would go first and cannot run, each with its reasons.
+        cases: the devices, chips and dtypes of the calls.
+        others: of every implementation why it does not run, at least not all calls.
     """
 
     op: str
     impl: str
     passed_over: tuple[str, ...] = ()
+    cases: tuple[str, ...] = ()
+    others: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -68,7 +76,7 @@ class GenerationPlan:
             they do not fit together.
         budget: how much memory there is. ``would_fit``: smaller requests that fit, when this one does not.
             ``least_bytes``: estimated need of the smallest clip.
-        decode_chunk: latent frames decoded at a time.
+        decode: chunks and tiles of decoding.
         known_frames: images stand in for latent frames, with a timestep of their own (Wan 2.2 TI2V).
         notes: what has no effect, how a prompt is cut, and the like.
     """
@@ -95,7 +103,7 @@ class GenerationPlan:
     budget: Budget
     would_fit: tuple[str, ...]
     least_bytes: int
-    decode_chunk: int
+    decode: DecodePlan
     known_frames: bool = False
     notes: tuple[str, ...] = ()
 
@@ -181,6 +189,7 @@ class GenerationPlan:
             "quality": self.quality,
             "implementations": self.implementations,
             "fallbacks": list(self.fallbacks),
+            "ops": [asdict(choice) for choice in self.ops],
             "stages": {stage.name: asdict(stage) for stage in self.stages},
             "forward": asdict(self.forward),
             "seconds": self.seconds,
@@ -193,7 +202,7 @@ class GenerationPlan:
             "fits": self.fits,
             "would_fit": list(self.would_fit),
             "least_bytes": self.least_bytes,
-            "decode_chunk": self.decode_chunk,
+            "decode": self.decode.to_dict(),
             "notes": list(self.notes),
         }
 
@@ -212,6 +221,7 @@ def _lines(plan: GenerationPlan) -> list[str]:
         ("steps", _steps(plan)),
         ("guidance", _guidance(plan)),
         ("runs as", f"{plan.dtype} on {plan.device}, backend {plan.backend}, quality {plan.quality}"),
+        ("decoding", str(plan.decode)),
         ("ops", ", ".join(f"{choice.op} {choice.impl}" for choice in plan.ops)),
     ]
     return [f"{name:<10}{text}" for name, text in rows]

@@ -1,13 +1,17 @@
 """Workloads: ``ops/<op>.py`` holds the function ``workload(name, shape, dtype, device) -> Workload``.
 
-A name with a slash is another function of the same file: ``attention/cross`` is ``cross`` in ``attention.py``.
+A name with a slash is another function of the same file: ``attention/cross`` is ``cross`` in ``attention.py``. Where a
+model calls an op in more ways than one, ``of(name, args) -> Workload`` takes the arguments of a call.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import import_module
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from glimt_kernels.bench.shapes import Shape
 from glimt_kernels.bench.workload import Workload
@@ -57,3 +61,15 @@ def build(op: str, name: str, shape: Shape, dtype: torch.dtype, device: torch.de
     module = import_module(f"glimt_kernels.bench.ops.{file}")
     made: Workload = getattr(module, variant or "workload")(name, shape, dtype, device)
     return made
+
+
+def build_call(op: str, name: str, args: Sequence[Any], device: torch.device) -> Workload:
+    """The workload of a call of ``op``, with tensors like those of ``args`` (which may be on the meta device)."""
+    module = import_module(f"glimt_kernels.bench.ops.{op}")
+    made: Workload = module.of(name, tuple(_like(arg, device) for arg in args))
+    return made
+
+
+def _like(arg: Any, device: torch.device) -> Any:
+    """Random and contiguous, where it is a tensor."""
+    return torch.randn(arg.shape, device=device).to(arg.dtype) if isinstance(arg, Tensor) else arg

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from glimt_kernels.bench.shapes import Shape
-from glimt_kernels.bench.workload import Workload, sample
+from glimt_kernels.bench.workload import Args, Workload, sample
 
 
 def eager(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None) -> Tensor:
@@ -50,14 +50,18 @@ def _over(
     name: str, shape: Shape, keys: int, dtype: torch.dtype, device: torch.device, bias: Tensor | None
 ) -> Workload:
     q, k, v = (draw(n, shape, dtype, device) for n in (shape.tokens, keys, keys))
-    scale = shape.head_dim**-0.5
-    rows = sample(shape.tokens, device)
+    return of(name, (q, k, v, shape.head_dim**-0.5, bias))
+
+
+def of(name: str, args: Args) -> Workload:
+    q, k, v, scale, bias = args
+    rows = sample(q.shape[1], q.device)
     return Workload(
         op="attention",
         shape=name,
-        args=(q, k, v, scale, bias),
+        args=args,
         eager=eager,
-        flops=4 * shape.tokens * keys * shape.width,
+        flops=4 * q.numel() * k.shape[1],
         num_bytes=2 * q.nbytes + k.nbytes + v.nbytes,
         exact=lambda: [exact(q[:, rows], k, v, scale, bias)[0]],
         part=lambda result: [result[0][:, rows]],

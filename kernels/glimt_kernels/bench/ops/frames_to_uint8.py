@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from glimt_kernels.bench.shapes import Shape
-from glimt_kernels.bench.workload import Workload
+from glimt_kernels.bench.workload import Args, Workload
 
 CHUNK = 4
 
@@ -20,10 +20,15 @@ def eager(pixels: Tensor) -> Tensor:
 def workload(name: str, shape: Shape, dtype: torch.dtype, device: torch.device) -> Workload:
     _, height, width = shape.clip
     pixels = (1.3 * torch.randn(1, 3, CHUNK, height, width, device=device)).to(dtype)
+    return of(name, (pixels,))
+
+
+def of(name: str, args: Args) -> Workload:
+    (pixels,) = args
     return Workload(
         op="frames_to_uint8",
         shape=name,
-        args=(pixels,),
+        args=args,
         eager=eager,
         flops=4 * pixels.numel(),
         num_bytes=pixels.nbytes + pixels.numel(),

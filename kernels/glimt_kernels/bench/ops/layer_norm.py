@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from glimt_kernels.bench.shapes import Shape
-from glimt_kernels.bench.workload import Workload
+from glimt_kernels.bench.workload import Args, Workload
 
 EPS = 1e-6
 
@@ -19,12 +19,17 @@ def eager(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
 def workload(name: str, shape: Shape, dtype: torch.dtype, device: torch.device) -> Workload:
     x = torch.randn(1, shape.tokens, shape.width, device=device).to(dtype)
     weight, bias = (torch.randn(shape.width, device=device) for _ in range(2))
+    return of(name, (x, weight, bias, EPS))
+
+
+def of(name: str, args: Args) -> Workload:
+    x, weight, bias, eps = args
     return Workload(
         op="layer_norm",
         shape=name,
-        args=(x, weight, bias, EPS),
+        args=args,
         eager=eager,
         flops=8 * x.numel(),
         num_bytes=2 * x.nbytes,
-        exact=lambda: [F.layer_norm(x.double(), x.shape[-1:], weight.double(), bias.double(), EPS)],
+        exact=lambda: [F.layer_norm(x.double(), x.shape[-1:], weight.double(), bias.double(), eps)],
     )

@@ -19,7 +19,7 @@ BLOCK = 128
 def eager(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As written down without a kernel: the normed and turned, then blocks of them in 8 bits."""
     dtype, block, q_factor = args[9:12]
-    q, k = qk_norm_rope.eager(*args[:7])
+    q, k = qk_norm_rope.eager(*args[:9])
     (q_level, q_scale), (k_level, k_scale) = (_blocks(x, block, dtype) for x in (q, k))
     return q_level, q_scale * q_factor, k_level, k_scale
 
@@ -56,7 +56,7 @@ def _workload(name: str, shape: Shape, dtype: torch.dtype, device: torch.device,
     return Workload(
         op="qk_norm_rope_8bit",
         shape=name,
-        args=(*wide.args, False, "interleaved", eight, BLOCK, factor, None, None),
+        args=(*wide.args, eight, BLOCK, factor, None, None),
         eager=eager,
         flops=26 * q.numel(),
         num_bytes=2 * (q.nbytes + q.numel()) + 8 * shape.heads * math.ceil(shape.tokens / BLOCK),

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from glimt_kernels.bench.ops.layer_norm import EPS
 from glimt_kernels.bench.shapes import Shape
-from glimt_kernels.bench.workload import Workload
+from glimt_kernels.bench.workload import Args, Workload
 
 
 def eager(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -18,12 +18,17 @@ def eager(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def workload(name: str, shape: Shape, dtype: torch.dtype, device: torch.device) -> Workload:
     x = torch.randn(1, shape.tokens, shape.width, device=device).to(dtype)
     weight = torch.randn(shape.width, device=device).to(dtype)
+    return of(name, (x, weight, EPS))
+
+
+def of(name: str, args: Args) -> Workload:
+    x, weight, eps = args
     return Workload(
         op="rms_norm",
         shape=name,
-        args=(x, weight, EPS),
+        args=args,
         eager=eager,
         flops=4 * x.numel(),
         num_bytes=2 * x.nbytes,
-        exact=lambda: [F.rms_norm(x.double(), x.shape[-1:], weight.double(), EPS)],
+        exact=lambda: [F.rms_norm(x.double(), x.shape[-1:], weight.double(), eps)],
     )

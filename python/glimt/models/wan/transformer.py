@@ -45,7 +45,6 @@ from glimt_kernels import (
     qk_norm_rope,
     qk_norm_rope_8bit,
     quantize_channels,
-    wants_references,
 )
 
 __all__ = [
@@ -58,7 +57,6 @@ __all__ = [
     "WanTransformer",
     "fold_padding",
     "keeps_fp32",
-    "kernels_used",
 ]
 
 # Parameters that stay float32 when the rest is bfloat16 or float16: any whose dotted name has one of these components.
@@ -203,16 +201,6 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tenso
     mask = None if bias is None else bias[:, None, None, :].to(q.dtype)
     q, k, v = q.transpose(1, 2), k.to(q.dtype).transpose(1, 2), v.to(q.dtype).transpose(1, 2)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
-
-
-EIGHT_BIT_OPS = ("ada_norm_8bit", "attention_8bit", "linear_w8a8", "qk_norm_rope_8bit", "quantize_rows")
-
-
-def kernels_used(*, eight_bit: bool = False) -> tuple[str, ...]:
-    """The ops of ``glimt_kernels`` that inference calls, products of 16 and more bits apart."""
-    if wants_references():
-        return ()
-    return ("ada_norm", "attention", "layer_norm", "qk_norm_rope", "rms_norm", *(EIGHT_BIT_OPS if eight_bit else ()))
 
 
 def _grouped(x: Tensor, groups: int) -> Tensor:

@@ -1,0 +1,131 @@
+"""What a stream of frames leaves behind in a causal autoencoder, and in which pieces its frames are worked off.
+
+Two ways, with one meaning:
+
+- *Latent frame by latent frame*, for inference on a CPU. Each convolution in time has a :class:`Window`: its producer
+  writes new frames behind those before them, and the convolution reads them where they lie. What one latent frame
+  stands for goes as deep as it can before the next one enters, so that little more than the windows is in memory
+  however many frames there are; in pieces of fewer frames if memory is short. Every frame is computed by the same calls
+  on the same shapes whatever chunk it came in: any split of a clip gives the same bits.
+- *Chunk by chunk*, else: the frames of a chunk pass a layer together, and each convolution keeps copies of the last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from glimt.models.wan import vae_ops
+from glimt.models.wan.vae_tiles import Tile
+
+T = TypeVar("T")
+
+
+class Window:
+    """The last frames of one convolution's input, consecutive in memory and in time; zeros before a clip.
+
+    There is room for the ``history`` that a convolution looks back on and for a piece of new frames, at least as many
+    as that; when it is full, the history moves to the front.
+
+    Attributes:
+        count: frames that have come.
+    """
+
+    def __init__(self, piece: Tensor, history: int, most: int) -> None:
+        self._history = history
+        self._frames = vae_ops.empty_frames(piece, history + max(history, most))
+        self._frames[:, :, :history] = 0
+        self._end = history
+        self.count = 0
+
+    def room(self, count: int) -> Tensor:
+        """Room for the next frames [B, C, count, H, W], to be written before :meth:`last` is asked for."""
+        if self._end + count > self._frames.shape[2]:
+            for index in range(self._history):  # one by one: the places may overlap
+                self._frames[:, :, index] = self._frames[:, :, self._end - self._history + index]
+            self._end = self._history
+        self._end += count
+        self.count += count
+        return self._frames[:, :, self._end - count : self._end]
+
+    def last(self, count: int) -> Tensor:
+        """The newest ``count`` frames: [B, C, count, H, W]."""
+        return self._frames[:, :, self._end - count : self._end]
+
+    @property
+    def nbytes(self) -> int:
+        return self._frames.nbytes
+
+
+class CausalCache:
+    """One clip's state; empty at its start.
+
+    Attributes:
+        first: true until the first chunk has passed. The first frame of a clip stands for itself (it is neither
+            merged nor doubled in time), which only the first chunk has to know.
+        keep: false when no further chunk will follow, so that nothing is stored for it.
+        alone: true while the only frame of a clip passes, which needs no history at all.
+        tile: the part of the picture that is decoded; ``None``: all of it.
+        piece: the most frames that pass a layer together where latent frames go one by one.
+    """
+
+    def __init__(self, *, keep: bool = True, tile: Tile | None = None, piece: int = 4) -> None:
+        self.tile, self.piece = tile, piece
+        self.first = True
+        self.keep = keep
+        self.alone = False
+        self._frames: dict[nn.Module, Tensor] = {}
+        self._windows: dict[nn.Module, Window] = {}
+        self._prepared: dict[nn.Module, Any] = {}
+
+    def get(self, module: nn.Module) -> Tensor | None:
+        return self._frames.get(module)
+
+    def put(self, module: nn.Module, frames: Tensor, count: int) -> None:
+        """Store the last ``count`` frames a module saw. Copied: a view would keep the whole chunk alive."""
+        if not self.keep:
+            return
+        before, missing = self._frames.get(module), count - frames.shape[2]
+        if before is not None and missing > 0:
+            self._frames[module] = torch.cat([before[:, :, -missing:], frames], dim=2)
+        else:
+            self._frames[module] = frames[:, :, -count:].clone()
+
+    def hold(self, module: nn.Module, frame: Tensor) -> None:
+        """Keep a frame until the one comes that it is merged with."""
+        self._frames[module] = frame
+
+    def take(self, module: nn.Module) -> Tensor | None:
+        """The frame that was held, which is no longer."""
+        return self._frames.pop(module, None)
+
+    def window(self, module: nn.Module, piece: Tensor, history: int) -> Window:
+        """The window of a module, made when its first ``piece`` of frames comes."""
+        if module not in self._windows:
+            self._windows[module] = Window(piece, history, self.piece)
+        return self._windows[module]
+
+    def prepared(self, module: nn.Module, make: Callable[[], T]) -> T:
+        """What ``make`` makes of a module's weights, once a clip: they do not change meanwhile."""
+        if module not in self._prepared:
+            self._prepared[module] = make()
+        found: T = self._prepared[module]
+        return found
+
+    def pieces(self, x: Tensor) -> tuple[Tensor, ...]:
+        """``x [B, C, F, H, W]`` in the pieces that pass the next layers one after the other; none of no frames."""
+        if not x.shape[2]:
+            return ()
+        return vae_ops.pieces(x, self.piece) if vae_ops.goes_by_frames(x) else (x,)
+
+    def size_bytes(self) -> int:
+        frames = sum(held.nbytes for held in self._frames.values())
+        return frames + sum(held.nbytes for held in self._windows.values())
+
+
+def joined(parts: list[Tensor]) -> Tensor:
+    """Pieces put together along time again."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
