@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from glimt.engine import Engine
 from glimt.models.wan.vae import WanVae
-from glimt.models.wan.vae_blocks import CausalCache
+from glimt.models.wan.vae_cache import CausalCache
 from glimt.pipeline.events import StepState
 from glimt.request import GenerateRequest
 from glimt.sampling.guidance import guide

@@ -23,7 +23,7 @@ from torch import Tensor
 from glimt.errors import RequestError
 from glimt.images import ImageFile, ImageSource
 from glimt.models.wan.vae import WanVae
-from glimt.models.wan.vae_blocks import CausalCache
+from glimt.models.wan.vae_cache import CausalCache
 from glimt.request import ResolvedRequest
 from glimt.shapes import LatentGrid, PixelGrid
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from glimt.models.wan.vae import WanVae
-from glimt.models.wan.vae_blocks import CausalCache
+from glimt.models.wan.vae_cache import CausalCache
 from glimt.pipeline.events import FrameChunk, Frames
 from glimt.pipeline.guard import check_frames
 from glimt.plan import GenerationPlan

@@ -7,6 +7,7 @@ Source: Wan 2.1 technical report (section 4.1); parameter names as in Diffusers'
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import pairwise
 
 import torch
@@ -14,7 +15,6 @@ from torch import Tensor, nn
 
 from glimt.models.wan.config import WanVaeConfig
 from glimt.models.wan.vae_blocks import (
-    CausalCache,
     CausalConv3d,
     ChannelRmsNorm,
     Downsample,
@@ -25,6 +25,7 @@ from glimt.models.wan.vae_blocks import (
     UnfoldShortcut,
     Upsample,
 )
+from glimt.models.wan.vae_cache import CausalCache, joined
 
 
 class ResidualDownBlock(nn.Module):
@@ -40,12 +41,16 @@ class ResidualDownBlock(nn.Module):
         self.downsampler = Downsample(out_channels, temporal=temporal) if down else None
 
     def forward(self, x: Tensor, cache: CausalCache) -> Tensor:
-        shortcut = self.avg_shortcut(x)
+        start = x
         for block in self.resnets:
             x = block(x, cache)
         if self.downsampler is not None:
             x = self.downsampler(x, cache)
-        return x + shortcut
+        if not x.shape[2]:  # the frame waits for the one that it is merged with
+            cache.hold(self, start)
+            return x
+        before = cache.take(self)
+        return x + self.avg_shortcut(start if before is None else torch.cat([before, start], dim=2))
 
 
 class UpBlock(nn.Module):
@@ -103,11 +108,18 @@ class Encoder(nn.Module):
         self.conv_out = CausalConv3d(dims[-1], 2 * config.z_dim, (3, 3, 3))
 
     def forward(self, x: Tensor, cache: CausalCache) -> Tensor:
-        x = self.conv_in(x, cache)
-        for block in self.down_blocks:
-            x = block(x) if isinstance(block, FrameAttention) else block(x, cache)
-        x = self.mid_block(x, cache)
-        return self.conv_out(self.norm_out(x, silu=True), cache)
+        return joined([y for part in cache.pieces(x) for y in self._descend(self.conv_in(part, cache), 0, cache)])
+
+    def _descend(self, x: Tensor, level: int, cache: CausalCache) -> Iterator[Tensor]:
+        """What comes out of the blocks from ``level`` on, piece by piece."""
+        if level == len(self.down_blocks):
+            x = self.mid_block(x, cache)
+            yield self.conv_out(x, cache, norm=self.norm_out)
+            return
+        block = self.down_blocks[level]
+        x = block(x) if isinstance(block, FrameAttention) else block(x, cache)
+        for part in cache.pieces(x):
+            yield from self._descend(part, level + 1, cache)
 
 
 class Decoder(nn.Module):
@@ -138,10 +150,15 @@ class Decoder(nn.Module):
         self.conv_out = CausalConv3d(dims[-1], config.out_channels, (3, 3, 3))
 
     def forward(self, z: Tensor, cache: CausalCache) -> Tensor:
-        x = self.mid_block(self.conv_in(z, cache), cache)
-        for block in self.up_blocks:
-            x = block(x, cache)
-        return self.conv_out(self.norm_out(x, silu=True), cache)
+        return joined(list(self._ascend(self.mid_block(self.conv_in(z, cache), cache), 0, cache)))
+
+    def _ascend(self, x: Tensor, level: int, cache: CausalCache) -> Iterator[Tensor]:
+        """What comes out of the blocks from ``level`` on, piece by piece."""
+        for part in cache.pieces(x):
+            if level == len(self.up_blocks):
+                yield self.conv_out(part, cache, norm=self.norm_out)
+            else:
+                yield from self._ascend(self.up_blocks[level](part, cache), level + 1, cache)
 
 
 class WanVae(nn.Module):
@@ -180,7 +197,8 @@ class WanVae(nn.Module):
 
     def encode_chunk(self, pixels: Tensor, cache: CausalCache) -> tuple[Tensor, Tensor]:
         """The next frames of a clip: 1 + scale_t * k frames in the first chunk, scale_t * k in later ones."""
-        moments = self.quant_conv(self.encoder(fold_patches(pixels, self.config.patch_size or 1), cache))
+        cache.alone = cache.first and not cache.keep and pixels.shape[2] == 1
+        moments = self.quant_conv(self.encoder(fold_patches(pixels, self.config.patch_size or 1), cache), cache)
         cache.first = False
         mean, logvar = moments.chunk(2, dim=1)
         return mean, logvar.clamp(-30.0, 20.0)
@@ -195,9 +213,12 @@ class WanVae(nn.Module):
 
     def decode_chunk(self, latents: Tensor, cache: CausalCache) -> Tensor:
         """The next latent frames of a clip as pixels, not clamped; any split of a clip gives the same frames."""
-        pixels = self.decoder(self.post_quant_conv(latents), cache)
-        cache.first = False
-        return unfold_patches(pixels, self.config.patch_size or 1)
+        cache.alone = cache.first and not cache.keep and latents.shape[2] == 1
+        parts = []
+        for part in cache.pieces(latents):
+            parts.append(self.decoder(self.post_quant_conv(part, cache), cache))
+            cache.first = False
+        return unfold_patches(joined(parts), self.config.patch_size or 1)
 
 
 def fold_patches(x: Tensor, size: int) -> Tensor:

@@ -16,32 +16,7 @@ from torch import Tensor, nn
 
 from glimt.models.linear import linear
 from glimt.models.wan import vae_ops
-
-
-class CausalCache:
-    """What one clip's earlier chunks leave behind for the next one; empty at the start of a clip.
-
-    Attributes:
-        first: true until the first chunk has passed. The first frame of a clip stands for itself (it is neither
-            merged nor doubled in time), which only the first chunk has to know.
-        keep: false when no further chunk will follow, so that nothing is stored.
-    """
-
-    def __init__(self, *, keep: bool = True) -> None:
-        self.first = True
-        self.keep = keep
-        self._frames: dict[nn.Module, Tensor] = {}
-
-    def get(self, module: nn.Module) -> Tensor | None:
-        return self._frames.get(module)
-
-    def put(self, module: nn.Module, frames: Tensor) -> None:
-        """Store the last frames a module saw. Copied: a view would keep the whole chunk alive."""
-        if self.keep:
-            self._frames[module] = frames.clone()
-
-    def size_bytes(self) -> int:
-        return sum(frames.numel() * frames.element_size() for frames in self._frames.values())
+from glimt.models.wan.vae_cache import CausalCache, joined
 
 
 class CausalConv3d(nn.Conv3d):
@@ -55,14 +30,42 @@ class CausalConv3d(nn.Conv3d):
         super().__init__(in_channels, out_channels, kernel, padding=(0, *space))
         self.history = kernel[0] - 1
 
-    def forward(self, x: Tensor, cache: CausalCache | None = None, plus: Tensor | None = None) -> Tensor:
-        """The convolution of ``x``, and ``plus`` added to it."""
+    def forward(
+        self,
+        x: Tensor,
+        cache: CausalCache,
+        *,
+        norm: ChannelRmsNorm | None = None,
+        plus: Tensor | None = None,
+    ) -> Tensor:
+        """The convolution of ``x``, or of ``silu(norm(x))``, and ``plus`` added to it."""
+        if vae_ops.goes_by_frames(x):
+            sums = [None] * x.shape[2] if plus is None else plus.split(1, dim=2)
+            steps = zip(x.split(1, dim=2), sums, strict=True)
+            return joined([self._step(frame, cache, norm, more) for frame, more in steps])
+        x = x if norm is None else norm(x, silu=True)
+        y = vae_ops.causal_conv3d(x, self.weight, self.bias, cache.get(self), plus)
         if self.history:
-            x = vae_ops.prepend(x, None if cache is None else cache.get(self), self.history)
-            if cache is not None:
-                cache.put(self, x[:, :, -self.history :])
-        _, h, w = self.kernel_size
-        return vae_ops.conv3d(x, self.weight, self.bias, padding=(0, h // 2, w // 2), plus=plus)
+            cache.put(self, x[:, :, -self.history :])
+        return y
+
+    def _step(self, frame: Tensor, cache: CausalCache, norm: ChannelRmsNorm | None, plus: Tensor | None) -> Tensor:
+        """One frame of the convolution, its input written behind the frames before it."""
+        if cache.alone or not self.history:
+            seen = frame if norm is None else norm(frame, silu=True)
+        else:
+            window = cache.window(self, frame, self.history)
+            if norm is None:
+                window.slot().copy_(frame)
+            else:
+                norm(frame, silu=True, out=window.slot())
+            seen = window.seen()
+        padding = (0, self.padding[1], self.padding[2])
+        if seen.shape[2] <= self.history:  # zeros came before: that part of the kernel has nothing to add
+            weight = self.weight[:, :, -seen.shape[2] :]
+        else:
+            weight = cache.prepared(self, lambda: vae_ops.packed(self.weight, seen, padding))
+        return vae_ops.conv3d(seen, weight, self.bias, padding=padding, plus=plus)
 
 
 class ChannelRmsNorm(nn.Module):
@@ -72,8 +75,9 @@ class ChannelRmsNorm(nn.Module):
         super().__init__()
         self.gamma = nn.Parameter(torch.ones(channels, *(1,) * spatial_dims))
 
-    def forward(self, x: Tensor, *, silu: bool = False) -> Tensor:
-        return vae_ops.norm_silu(x, self.gamma, silu=silu)
+    def forward(self, x: Tensor, *, silu: bool = False, out: Tensor | None = None) -> Tensor:
+        """In ``out`` where it is given, of the shape of ``x``."""
+        return vae_ops.norm_silu(x, self.gamma, silu=silu, out=out)
 
 
 class ResidualBlock(nn.Module):
@@ -86,11 +90,12 @@ class ResidualBlock(nn.Module):
         self.norm2 = ChannelRmsNorm(out_channels, 3)
         self.conv2 = CausalConv3d(out_channels, out_channels, (3, 3, 3))
         same = in_channels == out_channels
-        self.conv_shortcut = nn.Identity() if same else CausalConv3d(in_channels, out_channels, (1, 1, 1))
+        self.conv_shortcut = None if same else CausalConv3d(in_channels, out_channels, (1, 1, 1))
 
     def forward(self, x: Tensor, cache: CausalCache) -> Tensor:
-        h = self.conv1(self.norm1(x, silu=True), cache)
-        return self.conv2(self.norm2(h, silu=True), cache, plus=self.conv_shortcut(x))
+        h = self.conv1(x, cache, norm=self.norm1)
+        shortcut = x if self.conv_shortcut is None else self.conv_shortcut(x, cache)
+        return self.conv2(h, cache, norm=self.norm2, plus=shortcut)
 
 
 class FrameAttention(nn.Module):
@@ -125,13 +130,6 @@ class MidBlock(nn.Module):
         return self.resnets[1](self.attentions[0](x), cache)
 
 
-def per_frame(module: nn.Module, x: Tensor) -> Tensor:
-    """Apply a 2-D module to every frame of [B, C, F, H, W]."""
-    b, c, f, h, w = x.shape
-    y: Tensor = module(x.permute(0, 2, 1, 3, 4).reshape(b * f, c, h, w))
-    return y.reshape(b, f, *y.shape[1:]).permute(0, 2, 1, 3, 4)
-
-
 class Downsample(nn.Module):
     """Halve H and W (3x3 convolution, stride 2); with ``temporal``, also halve every frame but a clip's first."""
 
@@ -141,9 +139,14 @@ class Downsample(nn.Module):
         self.time_conv = nn.Conv3d(channels, channels, (3, 1, 1), stride=(2, 1, 1)) if temporal else None
 
     def forward(self, x: Tensor, cache: CausalCache) -> Tensor:
-        x = per_frame(self.resample, x)
-        if self.time_conv is None:
+        """Frame by frame, every second frame gives none: [B, C, 0, H', W']."""
+        conv = self.resample[1]
+        assert isinstance(conv, nn.Conv2d)
+        x = vae_ops.downsample_conv(x, conv.weight, conv.bias)
+        if self.time_conv is None or cache.alone:
             return x
+        if vae_ops.goes_by_frames(x):
+            return joined([self._step(frame, cache, self.time_conv) for frame in x.split(1, dim=2)])
         last = cache.get(self)
         cache.put(self, x[:, :, -1:])
         if last is not None:
@@ -151,6 +154,13 @@ class Downsample(nn.Module):
         if x.shape[2] == 1:
             return x
         return torch.cat([x[:, :, :1], self._halve(x, self.time_conv)], dim=2)
+
+    def _step(self, frame: Tensor, cache: CausalCache, conv: nn.Conv3d) -> Tensor:
+        window = cache.window(self, frame, 2)
+        window.slot().copy_(frame)
+        if window.count % 2:
+            return frame if window.count == 1 else self._halve(window.seen(), conv)
+        return frame[:, :, :0]
 
     def _halve(self, x: Tensor, conv: nn.Conv3d) -> Tensor:
         return vae_ops.conv3d(x, conv.weight, conv.bias, stride=(2, 1, 1))
@@ -176,7 +186,10 @@ class Upsample(nn.Module):
                 x = torch.cat([alone, doubled], dim=2) if cache.first else doubled
         conv = self.resample[1]
         assert isinstance(conv, nn.Conv2d)
-        return vae_ops.upsample_conv(x, conv.weight, conv.bias)
+        if not vae_ops.folds_upsample(x, conv.weight):
+            return vae_ops.upsample_conv(x, conv.weight, conv.bias)
+        folded = cache.prepared(self, lambda: vae_ops.FoldedConv.of(conv.weight, conv.bias, x))
+        return joined([folded(frame) for frame in x.split(1, dim=2)])
 
 
 class FoldShortcut(nn.Module):

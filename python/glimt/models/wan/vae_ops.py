@@ -15,6 +15,8 @@ and the native norm like them, and nothing is written that need not be:
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -36,19 +38,40 @@ def channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=CHANNELS_LAST) if runs_onednn(x) else x
 
 
-def prepend(x: Tensor, past: Tensor | None, count: int) -> Tensor:
-    """``count`` frames before those of ``x``: the last of ``past``, and zeros before those."""
-    b, c, f, h, w = x.shape
+def goes_by_frames(x: Tensor) -> bool:
+    """Whether frames ``x [B, C, F, H, W]`` pass one by one: in inference on a CPU, where nothing is gained by many."""
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+        return False
+    return x.device.type == "cpu"
+
+
+def empty_frames(x: Tensor, count: int) -> Tensor:
+    """Room for ``count`` frames like those of ``x [B, C, F, H, W]``."""
+    b, c, _, h, w = x.shape
+    layout = CHANNELS_LAST if runs_onednn(x) else torch.contiguous_format
+    return torch.empty((b, c, count, h, w), dtype=x.dtype, device=x.device, memory_format=layout)
+
+
+def causal_conv3d(
+    x: Tensor, weight: Tensor, bias: Tensor | None, past: Tensor | None, plus: Tensor | None = None
+) -> Tensor:
+    """Convolution of ``x [B, C, F, H, W]`` after the frames ``past`` (before these: zeros), and ``plus`` added to it.
+
+    Stride 1; ``weight [C_out, C, kt, kh, kw]``: F frames of the same height and width come out.
+    """
+    kt, kh, kw = weight.shape[2:]
     known = 0 if past is None else past.shape[2]
-    if not runs_onednn(x):
-        x = x if past is None else torch.cat([past, x], dim=2)
-        return F.pad(x, (0, 0, 0, 0, count - known, 0)) if count > known else x
-    y = torch.empty((b, c, count + f, h, w), memory_format=CHANNELS_LAST)
-    y[:, :, : count - known] = 0
-    if past is not None:
-        y[:, :, count - known : count] = past
-    y[:, :, count:] = x
-    return y
+    x = x if past is None else torch.cat([past, x], dim=2)
+    x = F.pad(x, (0, 0, 0, 0, kt - 1 - known, 0)) if known < kt - 1 else x
+    return conv3d(x, weight, bias, padding=(0, kh // 2, kw // 2), plus=plus)
+
+
+def packed(weight: Tensor, x: Tensor, padding: Triple) -> Tensor:
+    """``weight`` as the convolution of ``x`` reads it, which saves reordering it in every call."""
+    if not runs_onednn(x, weight):
+        return weight
+    one = (1, 1, 1)
+    return torch.ops.mkldnn._reorder_convolution_weight(weight, padding, one, one, 1, list(x.shape))
 
 
 def conv3d(
@@ -71,8 +94,13 @@ def conv3d(
     return conv.binary(x, plus, weight, bias, padding, stride, dilation, 1, "add", None, None, [], None)
 
 
-def norm_silu(x: Tensor, gamma: Tensor, *, silu: bool = True) -> Tensor:
-    """``y = gamma sqrt(C) x / max(||x||_2, 1e-12)`` over the channel axis 1 in float32, then ``y sigmoid(y)``."""
+def norm_silu(x: Tensor, gamma: Tensor, *, silu: bool = True, out: Tensor | None = None) -> Tensor:
+    """``y = gamma sqrt(C) x / max(||x||_2, 1e-12)`` over the channel axis 1 in float32, then ``y sigmoid(y)``.
+
+    In ``out``, of the shape of ``x``, where it is given.
+    """
+    if out is not None:
+        return out.copy_(norm_silu(x, gamma, silu=silu))
     if runs_onednn(x, gamma) and x.ndim == 5:
         rows = channels_last(x).permute(0, 2, 3, 4, 1)
         return rms_norm_silu(rows, gamma.flatten(), silu=silu).permute(0, 4, 1, 2, 3)
@@ -82,14 +110,32 @@ def norm_silu(x: Tensor, gamma: Tensor, *, silu: bool = True) -> Tensor:
     return F.silu(y) if silu else y
 
 
+def downsample_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Every frame of ``x [B, C, F, H, W]`` convolved with ``weight [C_out, C, 3, 3]`` at every second pixel.
+
+    Zeros lie behind the last row and column.
+    """
+    b, c, f, h, w = x.shape
+    if not runs_onednn(x, weight) or min(x.shape) == 0:
+        frames = F.pad(x.permute(0, 2, 1, 3, 4).reshape(b * f, c, h, w), (0, 1, 0, 1))
+        y = F.conv2d(frames, weight, bias, stride=2)
+        return y.view(b, f, *y.shape[1:]).permute(0, 2, 1, 3, 4)
+    padded = torch.zeros((b, c, f, h + 1, w + 1), dtype=x.dtype).contiguous(memory_format=CHANNELS_LAST)
+    padded[:, :, :, :h, :w] = x
+    return conv3d(padded, weight[:, :, None], bias, stride=(1, 2, 2))
+
+
 def upsample_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Double H and W of ``x [B, C, F, H, W]`` (nearest), then convolve every frame with ``weight [C_out, C, 3, 3]``."""
-    if runs_onednn(x, weight) and min(x.shape) > 0:
-        return _folded_upsample_conv(x, weight, bias)
     b, c, f, h, w = x.shape
     frames = x.permute(0, 2, 1, 3, 4).reshape(b * f, c, h, w)
     y = F.conv2d(F.interpolate(frames, scale_factor=2.0, mode="nearest-exact"), weight, bias, padding=1)
     return y.view(b, f, *y.shape[1:]).permute(0, 2, 1, 3, 4)
+
+
+def folds_upsample(x: Tensor, weight: Tensor) -> bool:
+    """Whether :class:`FoldedConv` computes what :func:`upsample_conv` does, and faster."""
+    return runs_onednn(x, weight) and min(x.shape) > 0
 
 
 def fold_upsample(weight: Tensor) -> Tensor:
@@ -109,18 +155,30 @@ def _pair(weight: Tensor, dim: int, phase: int) -> Tensor:
     return torch.stack([a, b + c] if phase == 0 else [a + b, c], dim)
 
 
-def _folded_upsample_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    b, _, f, h, w = x.shape
-    out = weight.shape[0]
-    folded = fold_upsample(weight)[:, :, None]
-    # One more row and column than the picture has: the corner between four pixels is seen by a phase of each of them.
-    corners = conv3d(x, folded, None if bias is None else bias.repeat(4), padding=(0, 1, 1)).permute(0, 2, 3, 4, 1)
-    y = corners.new_empty(b, f, h, 2, w, 2, out)
-    for py in (0, 1):
-        for px in (0, 1):
-            first = (2 * py + px) * out
-            y[:, :, :, py, :, px] = corners[:, :, py : py + h, px : px + w, first : first + out]
-    return y.view(b, f, 2 * h, 2 * w, out).permute(0, 4, 1, 2, 3)
+class FoldedConv(NamedTuple):
+    """:func:`upsample_conv` as four convolutions of the small picture, their weights made once."""
+
+    weight: Tensor
+    bias: Tensor | None
+    channels: int
+
+    @classmethod
+    def of(cls, weight: Tensor, bias: Tensor | None, x: Tensor) -> FoldedConv:
+        """For pictures like those of ``x [B, C, F, H, W]``."""
+        folded = packed(fold_upsample(weight)[:, :, None], x[:, :, :1], (0, 1, 1))
+        return cls(folded, None if bias is None else bias.repeat(4), weight.shape[0])
+
+    def __call__(self, x: Tensor) -> Tensor:
+        b, _, f, h, w = x.shape
+        out = self.channels
+        # One more row and column than the picture has: the corner between four pixels is seen by a phase of each.
+        corners = conv3d(x, self.weight, self.bias, padding=(0, 1, 1)).permute(0, 2, 3, 4, 1)
+        y = corners.new_empty(b, f, h, 2, w, 2, out)
+        for py in (0, 1):
+            for px in (0, 1):
+                first = (2 * py + px) * out
+                y[:, :, :, py, :, px] = corners[:, :, py : py + h, px : px + w, first : first + out]
+        return y.view(b, f, 2 * h, 2 * w, out).permute(0, 4, 1, 2, 3)
 
 
 def interleave_frames(x: Tensor) -> Tensor:
