@@ -146,7 +146,10 @@ MEANS = (
     Means(
         "upsampling folded into its convolution",
         "upsample, then convolve",
-        _in_place(models__wan__vae_ops__upsample_conv=_upsample_then_conv),
+        _in_place(
+            models__wan__vae_ops__folds_upsample=lambda *tensors: False,
+            models__wan__vae_ops__upsample_conv=_upsample_then_conv,
+        ),
     ),
     Means("residual sum in the convolution's epilogue", "a pass of its own", _sum_after),
     Means("RMS norm and SiLU in one pass", "PyTorch, op by op", _reference("rms_norm_silu")),

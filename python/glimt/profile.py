@@ -20,6 +20,7 @@ from itertools import pairwise
 from typing import Any
 
 from glimt.models.wan.config import WanTransformerConfig, WanVaeConfig
+from glimt.models.wan.vae_tiles import tiles
 from glimt.shapes import LatentGrid, PixelGrid, TokenGrid
 
 # Share of the machine's matrix-product rate that each kind of stage reaches, and seconds it takes however small it is:
@@ -100,25 +101,34 @@ def text_encoder_flops(config: Mapping[str, Any], tokens: int) -> int:
     return int(config["num_layers"]) * layer
 
 
-def vae_decode_flops(config: WanVaeConfig, grid: LatentGrid) -> int:
-    """FLOPs of decoding one clip."""
+def vae_decode_flops(config: WanVaeConfig, grid: LatentGrid, rows: int = 1, columns: int = 1) -> int:
+    """FLOPs of decoding one clip, in ``rows`` x ``columns`` tiles: their overlaps too, and for each what comes before."""
     z, mult = config.z_dim, config.dim_mult[::-1]
     base = config.decoder_base_dim or config.base_dim
     dims = [base * m for m in (mult[0], *mult)]
     temporal = config.temperal_downsample[::-1]
     f, h, w = grid.frames, grid.height, grid.width
-    total = _conv(1, z, z, f * h * w) + _conv(27, z, dims[0], f * h * w) + _mid_block(dims[0], f, h, w)
+    trunk = _conv(1, z, z, f * h * w) + _conv(27, z, dims[0], f * h * w) + _mid_block(dims[0], f, h, w)
+    total = rows * columns * trunk
+    areas = _tiled_areas(config, h, w, rows, columns)
     for i, (a, b) in enumerate(pairwise(dims)):
         a = a // 2 if i > 0 and not config.is_residual else a
-        total += _residual_blocks(a, b, config.num_res_blocks + 1, f * h * w)
+        total += _residual_blocks(a, b, config.num_res_blocks + 1, f * areas[i])
         if i == len(mult) - 1:
             break
         if temporal[i]:
-            total += _conv(3, b, 2 * b, (f - 1) * h * w)
+            total += _conv(3, b, 2 * b, (f - 1) * areas[i])
             f = 2 * f - 1
-        h, w = 2 * h, 2 * w
-        total += _conv(9, b, b if config.is_residual else b // 2, f * h * w)
-    return total + _conv(27, dims[-1], config.out_channels, f * h * w)
+        total += _conv(9, b, b if config.is_residual else b // 2, f * 4 * areas[i])
+    return total + _conv(27, dims[-1], config.out_channels, f * areas[-1])
+
+
+def _tiled_areas(config: WanVaeConfig, height: int, width: int, rows: int, columns: int) -> list[int]:
+    """Pixels that enter each level of the decoder after attention, those of all tiles together."""
+    down = [part.boxes for part in tiles(config, height, 1, rows, 1)]
+    across = [part.boxes for part in tiles(config, 1, width, 1, columns)]
+    levels = range(len(config.dim_mult))
+    return [sum(boxes[i].height for boxes in down) * sum(boxes[i].width for boxes in across) for i in levels]
 
 
 def vae_encode_flops(config: WanVaeConfig, grid: PixelGrid) -> int:

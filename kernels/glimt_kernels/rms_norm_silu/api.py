@@ -16,6 +16,7 @@ def rms_norm_silu(
     silu: bool = True,
     eps: float = 1e-12,
     *,
+    out: Tensor | None = None,
     impl: str | None = None,
 ) -> Tensor:
     """``y = sqrt(C) * x / max(||x||_2, eps) * gamma + bias`` over the last axis, then ``y * sigmoid(y)`` if ``silu``.
@@ -27,6 +28,7 @@ def rms_norm_silu(
         bias: [C] or None.
         silu: apply SiLU after the normalization.
         eps: lower bound of the norm (1e-12, as ``torch.nn.functional.normalize`` has it).
+        out: room for the result: contiguous, of the shape, dtype and device of ``x``, none of its memory shared.
         impl: "native" or "reference" instead of the chosen implementation.
 
     Returns:
@@ -43,16 +45,28 @@ def rms_norm_silu(
             f", bias {list(bias.shape)}" if bias is not None else ""
         )
         raise ValueError(f"rms_norm_silu takes x [..., C], gamma [C] and bias [C]; found {found}")
-    result: Tensor = OP(x, gamma, bias, silu, eps, impl=impl)
-    return result
+    args = (x, gamma, bias, silu, eps)
+    if out is None:
+        result: Tensor = OP(*args, impl=impl)
+        return result
+    if (out.shape, out.dtype, out.device) != (x.shape, x.dtype, x.device) or not out.is_contiguous():
+        raise ValueError(
+            f"rms_norm_silu writes to contiguous {x.dtype} {list(x.shape)} on {x.device}; "
+            f"out is {out.dtype} {list(out.shape)} on {out.device}, strides {out.stride()}"
+        )
+    written: Tensor = OP.into(out, *args, impl=impl)
+    return written
 
 
 def _fake(x: Tensor, gamma: Tensor, bias: Tensor | None, silu: bool, eps: float) -> Tensor:
     return torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
 
-def _reference(x: Tensor, gamma: Tensor, bias: Tensor | None, silu: bool, eps: float) -> Tensor:
-    return reference.rms_norm_silu(x, gamma, bias, silu, eps).contiguous()
+def _reference(
+    x: Tensor, gamma: Tensor, bias: Tensor | None, silu: bool, eps: float, out: Tensor | None = None
+) -> Tensor:
+    result = reference.rms_norm_silu(x, gamma, bias, silu, eps)
+    return result.contiguous() if out is None else out.copy_(result)
 
 
 OP = define(

@@ -11,10 +11,12 @@ from glimt_kernels.native import lib
 __all__ = ["reasons", "rms_norm_silu"]
 
 
-def rms_norm_silu(x: Tensor, gamma: Tensor, bias: Tensor | None, silu: bool, eps: float) -> Tensor:
+def rms_norm_silu(
+    x: Tensor, gamma: Tensor, bias: Tensor | None, silu: bool, eps: float, out: Tensor | None = None
+) -> Tensor:
     x, gamma = x.contiguous(), gamma.contiguous()
     bias = bias.contiguous() if bias is not None else None
-    out = torch.empty_like(x)
+    out = torch.empty_like(x) if out is None else out
     channels = gamma.shape[0]
     lib.rms_norm_silu(
         x.data_ptr(),

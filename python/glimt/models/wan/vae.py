@@ -13,6 +13,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from glimt.models.wan import vae_ops
 from glimt.models.wan.config import WanVaeConfig
 from glimt.models.wan.vae_blocks import (
     CausalConv3d,
@@ -153,12 +154,15 @@ class Decoder(nn.Module):
         return joined(list(self._ascend(self.mid_block(self.conv_in(z, cache), cache), 0, cache)))
 
     def _ascend(self, x: Tensor, level: int, cache: CausalCache) -> Iterator[Tensor]:
-        """What comes out of the blocks from ``level`` on, piece by piece."""
+        """What comes out of the blocks from ``level`` on, piece by piece; of one tile where that is asked for."""
+        if level == len(self.up_blocks):
+            x = self.conv_out(x, cache, norm=self.norm_out)
+            yield x if cache.tile is None else cache.tile.cut(x, level)
+            return
+        if cache.tile is not None:
+            x = vae_ops.channels_last(cache.tile.cut(x, level))
         for part in cache.pieces(x):
-            if level == len(self.up_blocks):
-                yield self.conv_out(part, cache, norm=self.norm_out)
-            else:
-                yield from self._ascend(self.up_blocks[level](part, cache), level + 1, cache)
+            yield from self._ascend(self.up_blocks[level](part, cache), level + 1, cache)
 
 
 class WanVae(nn.Module):

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from glimt.models.wan import vae_ops
+from glimt.models.wan.vae_tiles import Tile
 
 T = TypeVar("T")
 
@@ -64,9 +65,11 @@ class CausalCache:
             merged nor doubled in time), which only the first chunk has to know.
         keep: false when no further chunk will follow, so that nothing is stored for it.
         alone: true while the only frame of a clip passes, which needs no history at all.
+        tile: the part of the picture that is decoded; ``None``: all of it.
     """
 
-    def __init__(self, *, keep: bool = True) -> None:
+    def __init__(self, *, keep: bool = True, tile: Tile | None = None) -> None:
+        self.tile = tile
         self.first = True
         self.keep = keep
         self.alone = False

@@ -99,11 +99,13 @@ def norm_silu(x: Tensor, gamma: Tensor, *, silu: bool = True, out: Tensor | None
 
     In ``out``, of the shape of ``x``, where it is given.
     """
+    if runs_onednn(x, gamma) and x.ndim == 5:
+        rows, room = channels_last(x).permute(0, 2, 3, 4, 1), None if out is None else out.permute(0, 2, 3, 4, 1)
+        if room is None or room.is_contiguous():
+            y = rms_norm_silu(rows, gamma.flatten(), silu=silu, out=room)
+            return y.permute(0, 4, 1, 2, 3)
     if out is not None:
         return out.copy_(norm_silu(x, gamma, silu=silu))
-    if runs_onednn(x, gamma) and x.ndim == 5:
-        rows = channels_last(x).permute(0, 2, 3, 4, 1)
-        return rms_norm_silu(rows, gamma.flatten(), silu=silu).permute(0, 4, 1, 2, 3)
     square = x.float().square().sum(dim=1, keepdim=True).clamp_min(1e-24)
     gamma = gamma.reshape(-1, *[1] * (x.ndim - 2)).to(x.dtype)
     y = x * (square.rsqrt() * x.shape[1] ** 0.5).to(x.dtype) * gamma

@@ -1,0 +1,219 @@
+"""What the video autoencoder needs in memory, by walking through it, and how a clip is cut to fit.
+
+Frame by frame (``glimt.models.wan.vae_cache``) there are the windows of all convolutions, the weights in the order in
+which they are read, and of each level the frame that is on its way. Chunk by chunk there are two frames for each
+convolution, and the tensors of a chunk at the widest place. Neither grows with the number of frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import pairwise, product
+from typing import Any
+
+from glimt.models.wan.config import WanVaeConfig
+from glimt.models.wan.vae_tiles import Box, Tile, tile, tiles
+from glimt.profile import vae_decode_flops
+from glimt.shapes import LatentGrid, PixelGrid
+
+_WINDOW = 4  # frames in the window of a convolution of three: twice its history
+_KEPT = 2  # frames that it keeps from chunk to chunk
+_SPLITS = (1, 2, 3, 4, 6, 8, 12, 16)
+_CHUNK_BYTES = 256 * 2**20
+# Beside the tensors: what the convolution library and the memory allocator keep for themselves.
+_OWN_BYTES = 8 * 2**20
+
+
+@dataclass(frozen=True)
+class DecodePlan:
+    """How a clip is decoded.
+
+    Attributes:
+        chunk: latent frames at a time.
+        rows, columns: tiles, decoded one after the other; 1 x 1 is the whole picture.
+        by_frames: whether the frames of a chunk go one by one (on a CPU) or together.
+        peak_bytes: planned peak, weights not among it.
+        flops: of the whole clip, overlaps and what is repeated for each tile among them.
+        spool_bytes: room on the disk for frames that wait for their other tiles.
+    """
+
+    chunk: int
+    rows: int
+    columns: int
+    by_frames: bool
+    peak_bytes: int
+    flops: int
+    spool_bytes: int
+
+    @property
+    def tiled(self) -> bool:
+        return self.rows * self.columns > 1
+
+    def tiles(self, config: WanVaeConfig, height: int, width: int) -> tuple[Tile, ...]:
+        """Of pictures of ``height`` x ``width`` latents."""
+        return tiles(config, height, width, self.rows, self.columns)
+
+    def __str__(self) -> str:
+        frames = f"{self.chunk} latent frame{'s' if self.chunk > 1 else ''} at a time"
+        if not self.tiled:
+            return f"{frames}, whole pictures"
+        return f"{frames}, in {self.rows} x {self.columns} tiles; {self.spool_bytes / 1e6:.0f} MB of frames wait on disk"
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def plan_decode(
+    config: WanVaeConfig, grid: LatentGrid, item_bytes: int, room_bytes: int, *, by_frames: bool
+) -> DecodePlan:
+    """The least work that fits in ``room_bytes``; where nothing fits, what needs least.
+
+    Whole pictures if possible: tiles compute their overlap again, and what comes before attention for every tile.
+    """
+    least = None
+    for chunk, rows, columns in _layouts(config, grid, by_frames):
+        found = _decode_plan(config, grid, item_bytes, (chunk, rows, columns), by_frames)
+        if found.peak_bytes <= room_bytes:
+            return found
+        least = found if least is None or found.peak_bytes < least.peak_bytes else least
+    assert least is not None
+    return least
+
+
+def _layouts(config: WanVaeConfig, grid: LatentGrid, by_frames: bool) -> Iterator[tuple[int, int, int]]:
+    """(chunk, rows, columns), what computes least first.
+
+    Several latent frames at a time where they go together and are small: it follows from the size alone, not from the
+    machine, because a GPU's libraries may compute different chunks differently in the last bit.
+    """
+    if not by_frames:
+        small = [n for n in (3, 2) if n <= grid.frames and _chunk_bytes(config, grid, n, 4) <= _CHUNK_BYTES]
+        yield from ((chunk, 1, 1) for chunk in small)
+    splits = product(*([n for n in _SPLITS if n <= size] for size in (grid.height, grid.width)))
+    by_work = sorted(splits, key=lambda cut: vae_decode_flops(config, grid, *cut))
+    yield from ((1, *cut) for cut in by_work)
+
+
+def _decode_plan(
+    config: WanVaeConfig, grid: LatentGrid, item_bytes: int, layout: tuple[int, int, int], by_frames: bool
+) -> DecodePlan:
+    chunk, rows, columns = layout
+    part = _largest_tile(config, grid, rows, columns)
+    size = _frame_decode_bytes if by_frames else _chunk_decode_bytes
+    clip = grid.pixels(config.scale_factor_temporal, config.scale_factor_spatial)
+    pixels = clip.frames * clip.height * clip.width * 3
+    peak = size(config, grid, part, chunk, item_bytes)
+    spool = 0
+    if rows * columns > 1:
+        spool = pixels
+        peak += 3 * config.scale_factor_temporal * chunk * clip.height * clip.width
+    flops = vae_decode_flops(config, grid, rows, columns)
+    return DecodePlan(chunk, rows, columns, by_frames, peak, flops, spool)
+
+
+def _largest_tile(config: WanVaeConfig, grid: LatentGrid, rows: int, columns: int) -> Tile:
+    """The tile that needs most memory: the one with most rows, the one with most columns."""
+    whole = Box(0, grid.height, 0, grid.width)
+    parts = tiles(config, grid.height, grid.width, rows, columns)
+    tallest = max(parts[::columns], key=lambda part: sum(box.height for box in part.boxes))
+    widest = max(parts[:columns], key=lambda part: sum(box.width for box in part.boxes))
+    core = Box(tallest.core.top, tallest.core.bottom, widest.core.left, widest.core.right)
+    return tile(config, core, whole)
+
+
+@dataclass(frozen=True)
+class _Level:
+    """One level of the decoder after attention.
+
+    Attributes:
+        a, b: channels that enter, and within. ``out``: that leave, 0 where nothing is doubled.
+        blocks: residual blocks.
+        factor_t: frames that one becomes.
+    """
+
+    a: int
+    b: int
+    out: int
+    blocks: int
+    factor_t: int
+
+
+def _decoder_levels(config: WanVaeConfig) -> list[_Level]:
+    mult = config.dim_mult[::-1]
+    base, temporal = config.decoder_base_dim or config.base_dim, config.temperal_downsample[::-1]
+    found = []
+    for i, (a, b) in enumerate(pairwise([base * m for m in (mult[0], *mult)])):
+        up = i < len(mult) - 1
+        a = a // 2 if i and not config.is_residual else a
+        out = (b if config.is_residual else b // 2) if up else 0
+        found.append(_Level(a, b, out, config.num_res_blocks + 1, 2 if up and temporal[i] else 1))
+    return found
+
+
+def _frame_decode_bytes(config: WanVaeConfig, grid: LatentGrid, part: Tile, chunk: int, item_bytes: int) -> int:
+    levels = _decoder_levels(config)
+    width, area = levels[0].a, part.whole.area
+    windows = _WINDOW * (config.z_dim + 4 * width) * area
+    held, peak, frames = 0, 10 * width * area, 1
+    for i, level in enumerate(levels):
+        box, came = part.boxes[i], part.came(i)
+        held += frames * level.a * came.area + (level.a * box.area if box != came else 0)
+        windows += _WINDOW * (level.a + (2 * level.blocks - 1) * level.b) * box.area
+        peak = max(peak, held + 3 * level.b * box.area)
+        if level.out:
+            t, corners = level.factor_t, (box.height + 1) * (box.width + 1)
+            windows += _WINDOW * level.b * box.area if t == 2 else 0
+            doubled = t * level.b * box.area if t == 2 else 0
+            peak = max(peak, held + level.b * box.area + doubled + 4 * t * level.out * (corners + box.area))
+        frames = level.factor_t
+    windows += _WINDOW * level.b * box.area
+    pixels = config.out_channels * part.boxes[-1].area
+    peak = max(peak, held + level.b * box.area) + pixels * (chunk + 1) * config.scale_factor_temporal
+    return item_bytes * (windows + peak + _prepared(config)) + _OWN_BYTES
+
+
+def _prepared(config: WanVaeConfig) -> int:
+    """Weights of the decoder in the order in which they are read, the phases of its upsampling in place of 3x3."""
+    levels = _decoder_levels(config)
+    width, last = levels[0].a, levels[-1].b
+    total = config.z_dim**2 + 27 * (config.z_dim * width + 4 * width**2 + last * max(config.out_channels, 16))
+    for level in levels:
+        total += 27 * (level.a * level.b + (2 * level.blocks - 1) * level.b**2)
+        total += level.a * level.b if level.a != level.b else 0
+        total += 6 * level.b**2 if level.factor_t == 2 else 0
+        total += 16 * level.b * level.out
+    return total
+
+
+def _chunk_decode_bytes(config: WanVaeConfig, grid: LatentGrid, part: Tile, chunk: int, item_bytes: int) -> int:
+    """The plain way: a norm in float32 beside its input, the frames before joined to those of the chunk."""
+    levels = _decoder_levels(config)
+    width, area = levels[0].a, part.whole.area
+    kept = _KEPT * (config.z_dim + 4 * width) * area
+    wide, frames = chunk * 12 * width * area, chunk
+    peak = item_bytes * wide
+    for i, level in enumerate(levels):
+        box = part.boxes[i].area
+        kept += _KEPT * (level.a + (2 * level.blocks - 1) * level.b) * box
+        start = frames * level.a * box if config.is_residual else 0
+        peak = max(peak, item_bytes * (start + (4 * frames + _KEPT) * level.b * box + frames * level.b * box))
+        if level.out:
+            if level.factor_t == 2:
+                kept += _KEPT * level.b * box
+                frames *= 2
+            doubled = 4 * frames * box
+            peak = max(peak, item_bytes * (start + frames * level.b * box + doubled * (level.b + level.out)))
+    kept += _KEPT * level.b * box
+    return item_bytes * kept + peak + 4 * 3 * frames * config.scale_factor_spatial**2 * part.core.area + _OWN_BYTES
+
+
+def _chunk_bytes(config: WanVaeConfig, grid: LatentGrid, chunk: int, item_bytes: int) -> int:
+    whole = Box(0, grid.height, 0, grid.width)
+    return _chunk_decode_bytes(config, grid, tile(config, whole, whole), chunk, item_bytes)
+
+
+def stills_bytes(config: WanVaeConfig, grid: LatentGrid, item_bytes: int, *, by_frames: bool) -> int:
+    """Of a preview: up to three latent frames, each decoded as the first of a clip."""
+    one = LatentGrid(grid.channels, 1, grid.height, grid.width)
+    return min(grid.frames, 3) * plan_decode(config, one, item_bytes, 2**63, by_frames=by_frames).peak_bytes
