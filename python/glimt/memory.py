@@ -1,7 +1,8 @@
 """How much memory a request will need, stage by stage, and what would fit when it is too much.
 
 Weights are counted from the checkpoint's headers. Activations are estimates: the tensors alive together at the widest
-place of each network, times factors fitted to measured peaks. They err on the side of too much.
+place of each network, times factors fitted to measured peaks. They err on the side of too much. The autoencoder's are
+in ``glimt.plan.vae``.
 """
 
 from __future__ import annotations
@@ -11,17 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from glimt.env import available_memory_bytes, total_memory_bytes
-from glimt.models.wan.config import WanTransformerConfig, WanVaeConfig
+from glimt.models.wan.config import WanTransformerConfig
 from glimt.shapes import LatentGrid, PixelGrid, TokenGrid
 
 # Tensors of the given width alive at once, per token or position.
 _TOKEN_WIDTHS = 10
 _FFN_WIDTHS = 2
-_VAE_WIDTHS = 8
-_RESIDUAL_VAE_WIDTHS = 10
-_CHUNK_BYTES = 256 * 2**20
-# What the convolution library keeps for itself.
-_SCRATCH_BYTES = 96 * 2**20
 
 
 @dataclass(frozen=True)
@@ -77,44 +73,6 @@ def denoise_bytes(
     context = networks * prompts * config.num_layers * 2 * text_tokens * config.width * item_bytes
     volume = latents.frames * latents.height * latents.width
     return activations + context + 4 * volume * (8 * latents.channels + 2 * config.in_channels)
-
-
-def decode_bytes(config: WanVaeConfig, grid: LatentGrid, chunk: int, item_bytes: int) -> int:
-    """The widest level of one chunk of ``chunk`` latent frames, and the two frames every convolution carries over."""
-    mult = config.dim_mult[::-1]
-    base = config.decoder_base_dim or config.base_dim
-    frames, area, widest, carried = chunk, grid.height * grid.width, 0, 0
-    for i, factor in enumerate(mult):
-        carried += 4 * (config.num_res_blocks + 1) * base * factor * area
-        if i < len(mult) - 1:  # upsampling comes before the channels are reduced
-            frames *= 2 if config.temperal_downsample[::-1][i] else 1
-            area *= 4
-        widest = max(widest, frames * area * base * factor)
-    pixels = 3 * frames * grid.height * grid.width * config.scale_factor_spatial**2
-    widths = _RESIDUAL_VAE_WIDTHS if config.is_residual else _VAE_WIDTHS
-    return item_bytes * (widths * widest + carried) + 5 * pixels + _SCRATCH_BYTES
-
-
-def stills_bytes(config: WanVaeConfig, grid: LatentGrid, item_bytes: int) -> int:
-    """The same of a preview: up to three latent frames, each decoded as the first of a clip."""
-    return min(grid.frames, 3) * decode_bytes(config, grid, 1, item_bytes)
-
-
-def decode_chunk(config: WanVaeConfig, grid: LatentGrid) -> int:
-    """Latent frames to decode at a time: up to 3 while that is small, else 1.
-
-    Three at a time take 15 % less time than one (bundled model, CPU); more gain nothing. It follows from the size
-    alone, not from the machine, because different chunks may differ in the last bit.
-    """
-    return max((n for n in (1, 2, 3) if decode_bytes(config, grid, n, 4) <= _CHUNK_BYTES), default=1)
-
-
-def encode_bytes(config: WanVaeConfig, clip: PixelGrid, item_bytes: int) -> int:
-    """The same of encoding one chunk of frames: its first level is the widest."""
-    side = config.patch_size or 1
-    area = clip.height // side * (clip.width // side)
-    frames = min(clip.frames, config.scale_factor_temporal)
-    return item_bytes * _VAE_WIDTHS * frames * area * config.base_dim * config.dim_mult[0] + _SCRATCH_BYTES
 
 
 def what_would_fit(

@@ -61,6 +61,7 @@ class RunReport:
         total_ms: from the request to its last frame, consumers of a stream included.
         peak_rss_bytes: the most resident memory the process has had, not only in this request.
         implementations: which implementation of each op ran.
+        decode: chunks and tiles of decoding, in words.
         fallbacks: implementations that were passed over, each with its reasons.
         notes: what the caller should know, such as how a prompt was cut.
     """
@@ -69,6 +70,7 @@ class RunReport:
     total_ms: float
     peak_rss_bytes: int
     implementations: dict[str, str]
+    decode: str = ""
     fallbacks: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -84,6 +86,7 @@ class RunReport:
         rows.append(
             f"{'whole':<8} {self.total_ms / 1000:8.2f} s  peak {self.peak_rss_bytes / _MEGABYTE:.0f} MB resident"
         )
+        rows += [f"decode    {self.decode}"] if self.decode else []
         rows += [f"fallback  {line}" for line in self.fallbacks] + [f"note      {line}" for line in self.notes]
         return "\n".join(rows)
 

@@ -51,7 +51,7 @@ def by_hand(engine: Engine, request: GenerateRequest) -> np.ndarray:
         for i in range(plan.num_steps):
             out = network(x, times.at(torch.tensor([[i]])), text)
             x, _ = solver.step(guide(out[:1], out[1:], 3.0), i, x)
-        return decoded(parts.vae(), x, plan.decode_chunk)
+        return decoded(parts.vae(), x, plan.decode.chunk)
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -74,6 +74,7 @@ class Clock:
             total_ms=self._elapsed_ms(),
             peak_rss_bytes=peak_rss_bytes(),
             implementations=self._plan.implementations,
+            decode=str(self._plan.decode),
             fallbacks=self._plan.fallbacks,
             notes=self._plan.notes,
         )

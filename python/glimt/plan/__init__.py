@@ -2,6 +2,7 @@
 
 from glimt.plan.floor import ForwardPlan
 from glimt.plan.planner import EXPERTS, Planner
+from glimt.plan.vae import DecodePlan
 from glimt.plan.value import GenerationPlan, OpChoice, StagePlan
 
-__all__ = ["EXPERTS", "ForwardPlan", "GenerationPlan", "OpChoice", "Planner", "StagePlan"]
+__all__ = ["EXPERTS", "DecodePlan", "ForwardPlan", "GenerationPlan", "OpChoice", "Planner", "StagePlan"]

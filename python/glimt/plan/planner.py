@@ -17,6 +17,7 @@ from glimt.errors import RequestError
 from glimt.models.wan.config import WanTransformerConfig, WanVaeConfig
 from glimt.models.zoo import ModelCard
 from glimt.plan.floor import ForwardPlan, device_name, forward_plan
+from glimt.plan.vae import DecodePlan, encode_bytes, plan_decode, stills_bytes
 from glimt.plan.value import GenerationPlan, OpChoice, StagePlan
 from glimt.request import GenerateRequest, ResolvedRequest
 from glimt.sampling import schedule as schedules
@@ -129,6 +130,17 @@ class Planner:
         limit = memory.budget(self.config.memory_budget_bytes, self.device).limit_bytes
         return sum(self.weights_bytes.values()) <= limit
 
+    @property
+    def by_frames(self) -> bool:
+        """Whether the autoencoder's frames go one by one (``glimt.models.wan.vae_cache``)."""
+        return self.device == "cpu"
+
+    def plan_decode(self, clip: PixelGrid, room_bytes: int | None) -> DecodePlan:
+        """How ``clip`` is decoded in ``room_bytes`` beside the weights; ``None``: where there is room enough."""
+        card, room = self.card, 2**63 if room_bytes is None else room_bytes
+        latents = clip.latents(card.z_dim, card.scale_factor_temporal, card.scale_factor_spatial)
+        return plan_decode(self.vae, latents, _ITEM_BYTES[self.dtype], room, by_frames=self.by_frames)
+
     def plan(self, request: GenerateRequest | ResolvedRequest, held_bytes: int = 0) -> GenerationPlan:
         """The plan of a request.
 
@@ -153,7 +165,7 @@ class Planner:
         guidance: tuple[StepGuidance, ...],
         budget: memory.Budget,
     ) -> GenerationPlan:
-        work = _Work(self, asked, guidance, self._prompts(asked))
+        work = _Work(self, asked, guidance, self._prompts(asked), budget.limit_bytes)
         staged = max(work.peaks(asked.pixel_grid(), staged=False).values()) > budget.limit_bytes
         stages, source = work.stages(staged)
         return GenerationPlan(
@@ -179,7 +191,7 @@ class Planner:
             budget=budget,
             would_fit=work.would_fit(stages, budget.limit_bytes),
             least_bytes=work.least_bytes(),
-            decode_chunk=memory.decode_chunk(self.vae, asked.latent_grid(self.card)),
+            decode=work.decoding(asked.pixel_grid(), staged=staged),
             known_frames=self.card.expand_timesteps,
             notes=tuple(_notes(asked, work.prompts)),
         )
@@ -211,6 +223,7 @@ class _Work:
     asked: ResolvedRequest
     guidance: tuple[StepGuidance, ...]
     prompts: dict[str, TokenizedPrompt]
+    limit_bytes: int
 
     @property
     def experts(self) -> int:
@@ -241,7 +254,7 @@ class _Work:
 
     def flops(self, staged: bool) -> dict[str, int]:
         planner, asked, tokens, image = self.planner, self.asked, self.text_tokens, self.image_tokens
-        latents, grid = asked.latent_grid(planner.card), asked.token_grid(planner.card)
+        grid = asked.token_grid(planner.card)
         count = asked.num_videos_per_prompt
         forward = profile.transformer_flops(planner.transformer, grid, tokens, image)
         forwards = sum(1 if step.scale is None else 2 for step in self.guidance)
@@ -250,7 +263,7 @@ class _Work:
         if asked.image is not None:
             found["image"] = profile.vae_encode_flops(planner.vae, self._encoded(asked.pixel_grid()))
         found["denoise"] = count * forwards * forward + (count if staged else 1) * contexts
-        found["decode"] = count * profile.vae_decode_flops(planner.vae, latents)
+        found["decode"] = count * self.decoding(asked.pixel_grid(), staged=staged).flops
         return found
 
     def _encoded(self, clip: PixelGrid) -> PixelGrid:
@@ -264,15 +277,20 @@ class _Work:
         tokens = latents.tokens(card.patch)
         found = {"text": memory.text_bytes(planner.text_encoder, card.text_tokens, item)}
         if self.asked.image is not None:
-            found["image"] = memory.encode_bytes(planner.vae, clip, item)
+            found["image"] = encode_bytes(planner.vae, self._encoded(clip), item, by_frames=planner.by_frames)
         networks = 1 if staged else self.experts
         found["denoise"] = memory.denoise_bytes(
             planner.transformer, latents, tokens, card.text_tokens, len(self.prompts), item, networks
         )
         if self.asked.preview_every:
-            found["denoise"] += memory.stills_bytes(planner.vae, latents, item)
-        found["decode"] = memory.decode_bytes(planner.vae, latents, memory.decode_chunk(planner.vae, latents), item)
+            found["denoise"] += stills_bytes(planner.vae, latents, item, by_frames=planner.by_frames)
+        found["decode"] = self.decoding(clip, staged=staged).peak_bytes
         return found
+
+    def decoding(self, clip: PixelGrid, *, staged: bool) -> DecodePlan:
+        """Whole pictures where components stay in memory; where that was too much, what fits beside the VAE's weights."""
+        weights = sum(self.planner.weights_bytes[name] for name in self.networks("decode"))
+        return self.planner.plan_decode(clip, self.limit_bytes - weights if staged else None)
 
     def networks(self, stage: str) -> tuple[str, ...]:
         """The components with weights that a stage runs."""

@@ -217,3 +217,60 @@ def stills_bytes(config: WanVaeConfig, grid: LatentGrid, item_bytes: int, *, by_
     """Of a preview: up to three latent frames, each decoded as the first of a clip."""
     one = LatentGrid(grid.channels, 1, grid.height, grid.width)
     return min(grid.frames, 3) * plan_decode(config, one, item_bytes, 2**63, by_frames=by_frames).peak_bytes
+
+
+def encode_bytes(config: WanVaeConfig, clip: PixelGrid, item_bytes: int, *, by_frames: bool) -> int:
+    """Of encoding a clip, weights not among it."""
+    walk = _EncoderWalk(config, clip, 1 if by_frames else min(clip.frames, config.scale_factor_temporal))
+    held, peak = walk.frame_way() if by_frames else walk.chunk_way()
+    pixels = 3 * clip.height * clip.width * (2 * config.scale_factor_temporal + 1)
+    return item_bytes * (held + peak + pixels) + _OWN_BYTES
+
+
+class _EncoderWalk:
+    """Elements that encoding holds for the whole clip, and the most that are on their way at once."""
+
+    def __init__(self, config: WanVaeConfig, clip: PixelGrid, frames: int) -> None:
+        side = config.patch_size or 1
+        self._config, self._frames = config, frames
+        self._area = clip.height // side * (clip.width // side)
+        self._dims = [config.base_dim * m for m in (1, *config.dim_mult)]
+
+    def frame_way(self) -> tuple[int, int]:
+        config, area, dims = self._config, self._area, self._dims
+        windows = _WINDOW * config.in_channels * area
+        weights = 27 * config.in_channels * dims[0]
+        way, peak = dims[0] * area, 0
+        for i, (a, b) in enumerate(pairwise(dims)):
+            for j in range(config.num_res_blocks):
+                c = b if j else a
+                windows += _WINDOW * (c + b) * area
+                weights += 27 * (c + b) * b
+                peak = max(peak, way + (3 if c != b else 2) * b * area)
+                way += 0 if config.is_residual else b * area
+            start = a * area
+            if i < len(config.dim_mult) - 1:
+                peak = max(peak, way + (2 if config.is_residual else 1) * b * area + b * area // 4)
+                area //= 4
+                if config.temperal_downsample[i]:
+                    windows += _WINDOW * b * area + (start if config.is_residual else 0)
+                    start *= 2
+            way += b * area
+            peak = max(peak, way + 2 * start if config.is_residual else way)
+        last = dims[-1]
+        windows += _WINDOW * 5 * last * area
+        weights += 27 * (4 * last * last + 2 * config.z_dim * last)
+        return windows + weights, max(peak, way + 10 * last * area)
+
+    def chunk_way(self) -> tuple[int, int]:
+        config, area, dims, frames = self._config, self._area, self._dims, self._frames
+        kept, peak = _KEPT * config.in_channels * area, 0
+        for i, (a, b) in enumerate(pairwise(dims)):
+            kept += _KEPT * (a + (2 * config.num_res_blocks - 1) * b) * area
+            peak = max(peak, (6 * frames + _KEPT) * max(a, b) * area)
+            if i < len(config.dim_mult) - 1:
+                area //= 4
+                frames = max(1, frames // 2) if config.temperal_downsample[i] else frames
+                kept += b * area
+        kept += _KEPT * 5 * dims[-1] * area
+        return kept, max(peak, 12 * frames * dims[-1] * area)

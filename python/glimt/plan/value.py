@@ -12,6 +12,7 @@ from typing import Any
 from glimt.errors import MemoryBudgetError
 from glimt.memory import Budget
 from glimt.plan.floor import ForwardPlan
+from glimt.plan.vae import DecodePlan
 from glimt.request import ResolvedRequest
 from glimt.sampling.guidance import StepGuidance
 from glimt.sampling.schedule import Schedule
@@ -68,7 +69,7 @@ class GenerationPlan:
             they do not fit together.
         budget: how much memory there is. ``would_fit``: smaller requests that fit, when this one does not.
             ``least_bytes``: estimated need of the smallest clip.
-        decode_chunk: latent frames decoded at a time.
+        decode: chunks and tiles of decoding.
         known_frames: images stand in for latent frames, with a timestep of their own (Wan 2.2 TI2V).
         notes: what has no effect, how a prompt is cut, and the like.
     """
@@ -95,7 +96,7 @@ class GenerationPlan:
     budget: Budget
     would_fit: tuple[str, ...]
     least_bytes: int
-    decode_chunk: int
+    decode: DecodePlan
     known_frames: bool = False
     notes: tuple[str, ...] = ()
 
@@ -193,7 +194,7 @@ class GenerationPlan:
             "fits": self.fits,
             "would_fit": list(self.would_fit),
             "least_bytes": self.least_bytes,
-            "decode_chunk": self.decode_chunk,
+            "decode": self.decode.to_dict(),
             "notes": list(self.notes),
         }
 
@@ -212,6 +213,7 @@ def _lines(plan: GenerationPlan) -> list[str]:
         ("steps", _steps(plan)),
         ("guidance", _guidance(plan)),
         ("runs as", f"{plan.dtype} on {plan.device}, backend {plan.backend}, quality {plan.quality}"),
+        ("decode", str(plan.decode)),
         ("ops", ", ".join(f"{choice.op} {choice.impl}" for choice in plan.ops)),
     ]
     return [f"{name:<10}{text}" for name, text in rows]
