@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from typing import Any
 
 from glimt.errors import RequestError
 from glimt.images import check_image
 from glimt.request import MAX_SEED, SOLVERS, Card, Further, GenerateRequest, ResolvedRequest
-from glimt.shapes import nearest_sizes, round_frames
+from glimt.shapes import LatentGrid, PixelGrid, nearest_sizes, round_frames
 from glimt.suggest import did_you_mean
 
 _MODEL_DEFAULTS = (
@@ -225,3 +225,26 @@ def _clamped(value: object, low: int, high: int) -> str:
     if not isinstance(value, int) or isinstance(value, bool):
         return ""
     return f"; nearest: {min(max(value, low), high)}"
+
+
+def check_clip(clip: PixelGrid, card: Card) -> None:
+    """RequestError that names every size of ``clip`` that an autoencoder cannot take, with the nearest that it can."""
+    scale_t, scale_s = card.scale_factor_temporal, card.scale_factor_spatial
+    problems = []
+    if (clip.frames - 1) % scale_t:
+        nearest = _either(round_frames(clip.frames, scale_t))
+        problems.append(f"num_frames: {clip.frames} is not {scale_t} n + 1; nearest: {nearest}")
+    for name in ("height", "width"):
+        size = getattr(clip, name)
+        if size % scale_s:
+            nearest = _either(nearest_sizes(size, scale_s))
+            problems.append(f"{name}: {size} is not a multiple of {scale_s}; nearest: {nearest}")
+    if problems:
+        raise RequestError(*problems)
+
+
+def latent_grid(shape: Sequence[int], card: Card) -> LatentGrid:
+    """The grid of latents of ``shape`` [1, C, f, h, w]. RequestError where they are not of this model."""
+    if len(shape) != 5 or shape[0] != 1 or shape[1] != card.z_dim or min(shape) < 1:
+        raise RequestError(f"latents: {list(shape)} are not of {card.name}; it takes [1, {card.z_dim}, f, h, w]")
+    return LatentGrid(*shape[1:])

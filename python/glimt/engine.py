@@ -13,23 +13,29 @@ bits it gives alone.
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterable, Sequence
 from functools import cached_property
 from types import TracebackType
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
+from glimt.check import check_clip, latent_grid
 from glimt.config import EngineConfig
 from glimt.errors import GlimtError
 from glimt.models.zoo import BUNDLED, ModelCard
 from glimt.pipeline.components import Components
+from glimt.pipeline.decode import decoded
+from glimt.pipeline.encode import encode
 from glimt.pipeline.events import Event, FrameChunk, Frames, StageEvent
 from glimt.pipeline.run import run
-from glimt.plan import EXPERTS, GenerationPlan, Planner
+from glimt.plan import EXPERTS, DecodePlan, GenerationPlan, Planner, autoencode
 from glimt.report import Provenance, RunReport, VideoResult, frames_sha256
 from glimt.request import GenerateRequest, ResolvedRequest
+from glimt.shapes import PixelGrid
 from glimt.weights.hub import open_model
+from glimt_kernels import references_only
 
 Request = GenerateRequest | ResolvedRequest
 
@@ -163,6 +169,55 @@ class Engine:
         provenance = self._provenance(plan, tuple(frames_sha256(frames) for frames in videos))
         return VideoResult(videos, plan.request.fps, report, provenance, None if kept is None else tuple(kept))
 
+    def plan_decode(self, shape: Sequence[int], *, memory_budget: int | None = None) -> DecodePlan:
+        """How latents of ``shape`` [1, C, f, h, w] are decoded: chunk, tiles, and the memory that takes.
+
+        Args:
+            memory_budget: bytes, in place of the configured ones.
+
+        Raises:
+            RequestError: latents that are not of this model. MemoryBudgetError: says what would fit.
+        """
+        return autoencode.plan_decode(self._planner, latent_grid(shape, self.card), memory_budget, self._held_vae())
+
+    def decode(
+        self, latents: Tensor, *, fps: float | None = None, memory_budget: int | None = None
+    ) -> Generator[FrameChunk, None, None]:
+        """Frames of normalized latents [1, C, f, h, w], in chunks and tiles that fit in ``memory_budget`` bytes.
+
+        ``fps``: of the clip, the model's own if not given. Raises as :meth:`plan_decode`, here and now; from the
+        generator what :meth:`stream` raises of its decoding.
+        """
+        layout = self.plan_decode(latents.shape, memory_budget=memory_budget)
+        return self._decode(latents, layout, self.card.fps if fps is None else fps)
+
+    def plan_encode(self, clip: PixelGrid, *, memory_budget: int | None = None) -> int:
+        """Bytes that encoding ``clip`` takes beside the weights.
+
+        Raises:
+            RequestError: every size that is not on the model's grid. MemoryBudgetError: says what would fit.
+        """
+        check_clip(clip, self.card)
+        return autoencode.require_encode(self._planner, clip, memory_budget, self._held_vae())
+
+    def encode(self, frames: Iterable[Frames]) -> Tensor:
+        """Normalized latents [1, C, f, h, w], float32, of frames [n, H, W, 3] uint8 that come n at a time.
+
+        Raises:
+            RequestError: sizes that are not on the model's grid; see also :meth:`plan_encode`, which looks at memory.
+            CheckpointError, NonFiniteError: as for :meth:`stream`.
+        """
+        with references_only(self.config.quality == "exact"):
+            return encode(self._components.vae(), frames)
+
+    def normalized(self, latents: Tensor) -> Tensor:
+        """Latents [B, C, f, h, w] of the autoencoder's own scale in that of the transformer, which ``decode`` takes."""
+        return self._components.vae().normalize(latents)
+
+    def vae_digest(self) -> str:
+        """SHA-256, in hex, of the autoencoder: whose latents these are. Reads its bytes once."""
+        return self._planner.folder.component("vae").digest()
+
     def provenance(self, request: Request, variant: int = 0) -> dict[str, Any]:
         """The settings record that belongs into the file of one variant of ``request``; see ``glimt.video.record``."""
         return self._provenance(self.plan(request), ()).record(variant)
@@ -188,6 +243,23 @@ class Engine:
         plan = self.plan(request)
         plan.require_fit()
         return plan, run(self._components, plan, keep)
+
+    def _held_vae(self) -> int:
+        return self._components.held_bytes("vae")
+
+    def _decode(self, latents: Tensor, layout: DecodePlan, fps: float) -> Generator[FrameChunk, None, None]:
+        index, vae = 0, self._components.vae()
+        frames = decoded(vae, latents.to(self.device), layout)
+        try:
+            while True:
+                with references_only(self.config.quality == "exact"):  # never across a yield
+                    some = next(frames, None)
+                if some is None:
+                    return
+                yield FrameChunk(index, some, fps)
+                index += len(some)
+        finally:
+            frames.close()
 
     def _provenance(self, plan: GenerationPlan, digests: tuple[str, ...]) -> Provenance:
         return Provenance(

@@ -102,7 +102,7 @@ def text_encoder_flops(config: Mapping[str, Any], tokens: int) -> int:
 
 
 def vae_decode_flops(config: WanVaeConfig, grid: LatentGrid, rows: int = 1, columns: int = 1) -> int:
-    """FLOPs of decoding one clip, in ``rows`` x ``columns`` tiles: their overlaps too, and for each what comes before."""
+    """FLOPs of decoding one clip, in tiles with their overlaps, and for each tile what comes before."""
     z, mult = config.z_dim, config.dim_mult[::-1]
     base = config.decoder_base_dim or config.base_dim
     dims = [base * m for m in (mult[0], *mult)]

@@ -1,4 +1,4 @@
-"""The ``glimt`` command: the engine's three verbs with the same words, and what looks after them.
+"""The ``glimt`` command: the engine's verbs with the same words, and what looks after them.
 
 Results go to standard output, everything else to standard error. ``--json`` prints exactly one JSON object on standard
 output, in failure too. Nothing heavy is imported before a command needs it.

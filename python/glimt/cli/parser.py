@@ -18,6 +18,8 @@ from glimt.suggest import did_you_mean
 COMMANDS = {
     "generate": "make a video from a prompt",
     "plan": "say what a request would need (shapes, steps, memory, time) and run nothing",
+    "decode": "make a video from latents",
+    "encode": "make latents from a video or a picture",
     "models": "list the models glimt knows by name",
     "info": "list versions, devices and every implementation of every operation",
     "reproduce": "make the frames of a video again from the record in the file, and compare",
@@ -29,6 +31,9 @@ _NEEDED = {
     "output": "say where the video goes, as -o out.mp4",
     "file": "name an mp4 that glimt wrote",
     "what": "say what is to be timed: kernels",
+    "decode file": "name a file of latents, as `glimt encode` writes it",
+    "encode file": "name a video or a picture",
+    "encode output": "say where the latents go, as -o clip.safetensors",
 }
 _NEGATIVE = re.compile(r"-\.?\d")  # how a value begins that is no option, though it has a minus sign
 _EPILOG = """\
@@ -77,7 +82,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         if isinstance(value, values.Invalid):
             problems.append(f"{action.option_strings[-1]}: {value.reason}")
         elif value is None and action.dest in _NEEDED:
-            problems.append(f"{action.dest} is missing: {_NEEDED[action.dest]}")
+            needed = _NEEDED.get(f"{namespace.command} {action.dest}", _NEEDED[action.dest])
+            problems.append(f"{action.dest} is missing: {needed}")
     if problems:
         raise UsageError(command, problems)
     return namespace
@@ -116,15 +122,38 @@ def build() -> tuple[Parser, dict[str, Parser]]:
     made["reproduce"].add_argument(
         "--anyway", action="store_true", help="run even if the model here is not the one in the record"
     )
-    for name in ("generate", "plan", "reproduce"):
+    _add_decode(made["decode"])
+    _add_encode(made["encode"])
+    for name in ("generate", "plan", "reproduce", "decode", "encode"):
         _add_engine(made[name], reproduces=name == "reproduce")
-    for name in ("generate", "reproduce"):
+    for name in ("generate", "reproduce", "decode", "encode"):
         made[name].add_argument("-q", "--quiet", action="store_true", help="no progress; notes and errors only")
     _add_bench(made["bench"])
     _add_tune(made["tune"])
     for command in made.values():
         command.add_argument("--json", action="store_true", help="print one JSON object on standard output")
     return parser, made
+
+
+def _add_decode(parser: Parser) -> None:
+    add = parser.add_argument
+    add("file", nargs="?", metavar="LATENTS.safetensors", help="latents [1, C, f, h, w], as `glimt encode` writes them")
+    add("-o", "--output", metavar="FILE.mp4", help="the video (needed); replaced if it is there")
+    add(
+        "--fps", type=values.lenient(values.frame_rate), metavar="R", help="default: that of the file, else the model's"
+    )
+    crf = values.lenient(values.whole_number)
+    add("--crf", type=crf, default=16, metavar="N", help="1 (best, large) to 51 (worst, small); default 16")
+    add("--anyway", action="store_true", help="decode them even if they are another autoencoder's")
+
+
+def _add_encode(parser: Parser) -> None:
+    add = parser.add_argument
+    add("file", nargs="?", metavar="CLIP", help="a video or a picture")
+    add("-o", "--output", metavar="LATENTS.safetensors", help="the latents (needed); replaced if they are there")
+    whole = values.lenient(values.whole_number)
+    add("--frames", type=whole, metavar="N", help="only the first N; a model takes 4 n + 1; default: all")
+    add("--size", type=values.lenient(values.size), metavar="WxH", help="stretch them to this size; default: their own")
 
 
 def _add_bench(parser: Parser) -> None:

@@ -123,9 +123,10 @@ class Components:
         self.release(*self._locks)
         self._embeddings.clear()
 
-    def held_bytes(self) -> int:
-        """Weights in memory now."""
-        return sum(_weights_bytes(value) for value in list(self._held.values()))
+    def held_bytes(self, *names: str) -> int:
+        """Weights in memory now, of these components or of all."""
+        held = list(self._held.items())
+        return sum(_weights_bytes(value) for name, value in held if not names or name in names)
 
     def _get(self, name: str, load: Callable[[], T]) -> T:
         self._folder.component(name)  # raises for one that is not there

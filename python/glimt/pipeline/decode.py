@@ -83,8 +83,8 @@ class _Waiting:
             self._file.flush()
         except OSError as error:
             raise OutputError(
-                f"decoding in tiles keeps frames in {tempfile.gettempdir()} until the last tile is there, and they cannot "
-                f"be written: {error.strerror}; free some space, or set TMPDIR to another folder"
+                f"decoding in tiles keeps frames in {tempfile.gettempdir()} until the last tile is there, and they "
+                f"cannot be written: {error.strerror}; free some space, or set TMPDIR to another folder"
             ) from error
 
     def take(self, count: int) -> Frames:

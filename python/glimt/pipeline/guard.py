@@ -40,6 +40,14 @@ def check_frames(pixels: Tensor, index: int) -> None:
         raise NonFiniteError(f"decode: frame {index} or one soon after it holds NaN or infinite pixels. {_ADVICE}.")
 
 
+def check_encoded(latents: Tensor) -> None:
+    """Raise NonFiniteError if encoded latents [1, C, f, h, w] hold NaN or infinity."""
+    finite = latents.isfinite().all(dim=1).flatten(2).all(dim=2)[0]
+    if not bool(finite.all()):
+        index = int(finite.int().argmin())
+        raise NonFiniteError(f"encode: latent frame {index} holds NaN or infinity. {_ADVICE}.")
+
+
 def first_nonfinite(module: nn.Module, run: Callable[[], Tensor]) -> str:
     """Run once more and name the first submodule whose output is not finite though its inputs were."""
     found: list[str] = []

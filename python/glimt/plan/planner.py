@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from glimt.weights.folder import CheckpointFolder
     from glimt_kernels import Case
 
-_ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 EXPERTS = ("transformer", "transformer_2")  # for high noise, for low
 _NETWORKS = {
     "text": ("text_encoder",),
@@ -105,7 +105,7 @@ class Planner:
     def weights_bytes(self) -> dict[str, int]:
         """Of each component with weights, in the dtype it will run in."""
         sized = {name: part for name, part in self.folder.components.items() if part.files}
-        item = _ITEM_BYTES[self.dtype]
+        item = ITEM_BYTES[self.dtype]
         return {name: part.num_parameters * item or part.num_bytes for name, part in sized.items()}
 
     @cached_property
@@ -139,7 +139,7 @@ class Planner:
         """How ``clip`` is decoded in ``room_bytes`` beside the weights; ``None``: where there is room enough."""
         card, room = self.card, 2**63 if room_bytes is None else room_bytes
         latents = clip.latents(card.z_dim, card.scale_factor_temporal, card.scale_factor_spatial)
-        return plan_decode(self.vae, latents, _ITEM_BYTES[self.dtype], room, by_frames=self.by_frames)
+        return plan_decode(self.vae, latents, ITEM_BYTES[self.dtype], room, by_frames=self.by_frames)
 
     def plan(self, request: GenerateRequest | ResolvedRequest, held_bytes: int = 0) -> GenerationPlan:
         """The plan of a request.
@@ -245,7 +245,7 @@ class _Work:
         return each if self.asked.last_image is None else 2 * each
 
     def forward(self) -> ForwardPlan:
-        planner, item = self.planner, _ITEM_BYTES[self.planner.dtype]
+        planner, item = self.planner, ITEM_BYTES[self.planner.dtype]
         of = planner.transformer, self.asked.token_grid(planner.card), self.text_tokens, self.image_tokens
         attention = profile.attention_flops(*of)
         moved = profile.transformer_bytes(*of, item_bytes=item)
@@ -271,7 +271,7 @@ class _Work:
         return PixelGrid(1, clip.height, clip.width) if self.planner.card.expand_timesteps else clip
 
     def activations(self, clip: PixelGrid, *, staged: bool) -> dict[str, int]:
-        planner, item = self.planner, _ITEM_BYTES[self.planner.dtype]
+        planner, item = self.planner, ITEM_BYTES[self.planner.dtype]
         card = planner.card
         latents = clip.latents(card.z_dim, card.scale_factor_temporal, card.scale_factor_spatial)
         tokens = latents.tokens(card.patch)
@@ -288,7 +288,7 @@ class _Work:
         return found
 
     def decoding(self, clip: PixelGrid, *, staged: bool) -> DecodePlan:
-        """Whole pictures where components stay in memory; where that was too much, what fits beside the VAE's weights."""
+        """Whole pictures where components stay in memory; else what fits beside the VAE's weights."""
         weights = sum(self.planner.weights_bytes[name] for name in self.networks("decode"))
         return self.planner.plan_decode(clip, self.limit_bytes - weights if staged else None)
 

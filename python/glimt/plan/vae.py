@@ -7,7 +7,6 @@ convolution, and the tensors of a chunk at the widest place. Neither grows with 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import pairwise, product
 from typing import Any
@@ -58,7 +57,9 @@ class DecodePlan:
         frames = f"{self.chunk} latent frame{'s' if self.chunk > 1 else ''} at a time"
         if not self.tiled:
             return f"{frames}, whole pictures"
-        return f"{frames}, in {self.rows} x {self.columns} tiles; {self.spool_bytes / 1e6:.0f} MB of frames wait on disk"
+        return (
+            f"{frames}, in {self.rows} x {self.columns} tiles; {self.spool_bytes / 1e6:.0f} MB of frames wait on disk"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -71,28 +72,34 @@ def plan_decode(
 
     Whole pictures if possible: tiles compute their overlap again, and what comes before attention for every tile.
     """
-    least = None
-    for chunk, rows, columns in _layouts(config, grid, by_frames):
-        found = _decode_plan(config, grid, item_bytes, (chunk, rows, columns), by_frames)
-        if found.peak_bytes <= room_bytes:
-            return found
-        least = found if least is None or found.peak_bytes < least.peak_bytes else least
-    assert least is not None
-    return least
+    whole = _chunks(config, grid, by_frames)
+    found = [_decode_plan(config, grid, item_bytes, (chunk, 1, 1), by_frames) for chunk in whole]
+    for layout in found:
+        if layout.peak_bytes <= room_bytes:
+            return layout
+    rows, columns = ([n for n in _SPLITS if n <= size] for size in (grid.height, grid.width))
+    finest = _decode_plan(config, grid, item_bytes, (1, rows[-1], columns[-1]), by_frames)
+    if finest.peak_bytes > room_bytes:
+        return min((*found, finest), key=lambda layout: layout.peak_bytes)
+    for cut in sorted(product(rows, columns), key=lambda cut: vae_decode_flops(config, grid, *cut)):
+        layout = _decode_plan(config, grid, item_bytes, (1, *cut), by_frames)
+        if layout.peak_bytes <= room_bytes:
+            return layout
+    return finest
 
 
-def _layouts(config: WanVaeConfig, grid: LatentGrid, by_frames: bool) -> Iterator[tuple[int, int, int]]:
-    """(chunk, rows, columns), what computes least first.
+def _chunks(config: WanVaeConfig, grid: LatentGrid, by_frames: bool) -> tuple[int, ...]:
+    """Latent frames at a time, what computes least first.
 
-    Several latent frames at a time where they go together and are small: it follows from the size alone, not from the
-    machine, because a GPU's libraries may compute different chunks differently in the last bit.
+    Several where they go together and are small: it follows from the size alone, not from the machine, because a GPU's
+    libraries may compute different chunks differently in the last bit.
     """
-    if not by_frames:
-        small = [n for n in (3, 2) if n <= grid.frames and _chunk_bytes(config, grid, n, 4) <= _CHUNK_BYTES]
-        yield from ((chunk, 1, 1) for chunk in small)
-    splits = product(*([n for n in _SPLITS if n <= size] for size in (grid.height, grid.width)))
-    by_work = sorted(splits, key=lambda cut: vae_decode_flops(config, grid, *cut))
-    yield from ((1, *cut) for cut in by_work)
+    if by_frames:
+        return (1,)
+    whole = Box(0, grid.height, 0, grid.width)
+    part = tile(config, whole, whole)
+    few = [n for n in (3, 2) if n <= grid.frames]
+    return (*(n for n in few if _chunk_decode_bytes(config, grid, part, n, 4) <= _CHUNK_BYTES), 1)
 
 
 def _decode_plan(
@@ -206,11 +213,6 @@ def _chunk_decode_bytes(config: WanVaeConfig, grid: LatentGrid, part: Tile, chun
             peak = max(peak, item_bytes * (start + frames * level.b * box + doubled * (level.b + level.out)))
     kept += _KEPT * level.b * box
     return item_bytes * kept + peak + 4 * 3 * frames * config.scale_factor_spatial**2 * part.core.area + _OWN_BYTES
-
-
-def _chunk_bytes(config: WanVaeConfig, grid: LatentGrid, chunk: int, item_bytes: int) -> int:
-    whole = Box(0, grid.height, 0, grid.width)
-    return _chunk_decode_bytes(config, grid, tile(config, whole, whole), chunk, item_bytes)
 
 
 def stills_bytes(config: WanVaeConfig, grid: LatentGrid, item_bytes: int, *, by_frames: bool) -> int:

@@ -6,7 +6,7 @@ Two ways, with one meaning:
   frame behind those before it, and the convolution reads them where they lie. A frame goes as deep as it can before
   the next one enters, so that little more than the windows is in memory however many frames there are. Every frame
   is computed by the same calls on the same shapes whatever chunk it came in: any split of a clip gives the same bits.
-- *Chunk by chunk*, else: the frames of a chunk pass a layer together, and each convolution keeps copies of the last ones.
+- *Chunk by chunk*, else: the frames of a chunk pass a layer together, and each convolution keeps copies of the last.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Window:
         return self._frames[:, :, self._end - 1 : self._end]
 
     def seen(self) -> Tensor:
-        """The newest frame and the ``history`` before it, fewer at the start of a clip: [B, C, 1 to history + 1, H, W]."""
+        """The newest frame and the ``history`` before it, fewer at the start of a clip: [B, C, n, H, W]."""
         return self._frames[:, :, max(self._end - 1 - self._history, 0) : self._end]
 
     @property
