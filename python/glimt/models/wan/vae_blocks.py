@@ -29,8 +29,9 @@ class CausalConv3d(nn.Conv3d):
         space = (kernel[1] // 2, kernel[2] // 2)
         super().__init__(in_channels, out_channels, kernel, padding=(0, *space))
         self.history = kernel[0] - 1
+        self.around = (0, *space)
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         x: Tensor,
         cache: CausalCache,
@@ -40,13 +41,13 @@ class CausalConv3d(nn.Conv3d):
     ) -> Tensor:
         """The convolution of ``x``, or of ``silu(norm(x))``, and ``plus`` added to it."""
         if vae_ops.goes_by_frames(x):
-            sums = [None] * x.shape[2] if plus is None else plus.split(1, dim=2)
-            steps = zip(x.split(1, dim=2), sums, strict=True)
+            sums = [None] * x.shape[2] if plus is None else vae_ops.single_frames(plus)
+            steps = zip(vae_ops.single_frames(x), sums, strict=True)
             return joined([self._step(frame, cache, norm, more) for frame, more in steps])
         x = x if norm is None else norm(x, silu=True)
         y = vae_ops.causal_conv3d(x, self.weight, self.bias, cache.get(self), plus)
         if self.history:
-            cache.put(self, x[:, :, -self.history :])
+            cache.put(self, x, self.history)
         return y
 
     def _step(self, frame: Tensor, cache: CausalCache, norm: ChannelRmsNorm | None, plus: Tensor | None) -> Tensor:
@@ -60,12 +61,11 @@ class CausalConv3d(nn.Conv3d):
             else:
                 norm(frame, silu=True, out=window.slot())
             seen = window.seen()
-        padding = (0, self.padding[1], self.padding[2])
         if seen.shape[2] <= self.history:  # zeros came before: that part of the kernel has nothing to add
             weight = self.weight[:, :, -seen.shape[2] :]
         else:
-            weight = cache.prepared(self, lambda: vae_ops.packed(self.weight, seen, padding))
-        return vae_ops.conv3d(seen, weight, self.bias, padding=padding, plus=plus)
+            weight = cache.prepared(self, lambda: vae_ops.packed(self.weight, seen, self.around))
+        return vae_ops.conv3d(seen, weight, self.bias, padding=self.around, plus=plus)
 
 
 class ChannelRmsNorm(nn.Module):
@@ -146,9 +146,9 @@ class Downsample(nn.Module):
         if self.time_conv is None or cache.alone:
             return x
         if vae_ops.goes_by_frames(x):
-            return joined([self._step(frame, cache, self.time_conv) for frame in x.split(1, dim=2)])
+            return joined([self._step(frame, cache, self.time_conv) for frame in vae_ops.single_frames(x)])
         last = cache.get(self)
-        cache.put(self, x[:, :, -1:])
+        cache.put(self, x, 1)
         if last is not None:
             return self._halve(torch.cat([last, x], dim=2), self.time_conv)
         if x.shape[2] == 1:
@@ -189,7 +189,7 @@ class Upsample(nn.Module):
         if not vae_ops.folds_upsample(x, conv.weight):
             return vae_ops.upsample_conv(x, conv.weight, conv.bias)
         folded = cache.prepared(self, lambda: vae_ops.FoldedConv.of(conv.weight, conv.bias, x))
-        return joined([folded(frame) for frame in x.split(1, dim=2)])
+        return folded(x)
 
 
 class FoldShortcut(nn.Module):

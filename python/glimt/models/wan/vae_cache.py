@@ -80,10 +80,15 @@ class CausalCache:
     def get(self, module: nn.Module) -> Tensor | None:
         return self._frames.get(module)
 
-    def put(self, module: nn.Module, frames: Tensor) -> None:
-        """Store the last frames a module saw. Copied: a view would keep the whole chunk alive."""
-        if self.keep:
-            self._frames[module] = frames.clone()
+    def put(self, module: nn.Module, frames: Tensor, count: int) -> None:
+        """Store the last ``count`` frames a module saw. Copied: a view would keep the whole chunk alive."""
+        if not self.keep:
+            return
+        before, missing = self._frames.get(module), count - frames.shape[2]
+        if before is not None and missing > 0:
+            self._frames[module] = torch.cat([before[:, :, -missing:], frames], dim=2)
+        else:
+            self._frames[module] = frames[:, :, -count:].clone()
 
     def hold(self, module: nn.Module, frame: Tensor) -> None:
         """Keep a frame until the one comes that it is merged with."""
@@ -110,10 +115,11 @@ class CausalCache:
         """``x [B, C, F, H, W]`` in the pieces that pass the next layers one after the other; none of no frames."""
         if not x.shape[2]:
             return ()
-        return x.split(1, dim=2) if vae_ops.goes_by_frames(x) else (x,)
+        return vae_ops.single_frames(x) if vae_ops.goes_by_frames(x) else (x,)
 
     def size_bytes(self) -> int:
-        return sum(held.nbytes for held in (*self._frames.values(), *self._windows.values()))
+        frames = sum(held.nbytes for held in self._frames.values())
+        return frames + sum(held.nbytes for held in self._windows.values())
 
 
 def joined(parts: list[Tensor]) -> Tensor:

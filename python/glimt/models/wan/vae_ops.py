@@ -45,6 +45,11 @@ def goes_by_frames(x: Tensor) -> bool:
     return x.device.type == "cpu"
 
 
+def single_frames(x: Tensor) -> tuple[Tensor, ...]:
+    """``x [B, C, F, H, W]`` as F views of one frame."""
+    return tuple(x[:, :, i : i + 1] for i in range(x.shape[2]))
+
+
 def empty_frames(x: Tensor, count: int) -> Tensor:
     """Room for ``count`` frames like those of ``x [B, C, F, H, W]``."""
     b, c, _, h, w = x.shape
