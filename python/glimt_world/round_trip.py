@@ -1,5 +1,6 @@
 """``python -m glimt_world.round_trip [CHECKPOINT]``: how well the autoencoder gives held-out clips back, and with
-``--judge`` how much of them can still be read: about what a transformer on it can reach."""
+``--judge`` how much of them can still be read: about what a transformer on it can reach. With ``--clip FILE`` it is
+any video, of which it was never shown the like, a frame at a time from the file and back."""
 
 from __future__ import annotations
 
@@ -13,6 +14,11 @@ import numpy.typing as npt
 import torch
 
 from glimt.models.wan.vae import WanVae
+from glimt.pipeline.decode import decoded
+from glimt.pipeline.encode import encode
+from glimt.plan.vae import plan_decode
+from glimt.shapes import LatentGrid
+from glimt.video.clip import open_clip
 from glimt_world.render import render
 from glimt_world.scene import Scene
 from glimt_world.train.data import scenes, to_frames, to_pixels
@@ -45,6 +51,19 @@ def round_trips(vae: WanVae, clips: int, *, size: int = 96) -> list[float]:
     return [psnr_db(frames, again) for _, frames, again in trips(vae, clips, size=size)]
 
 
+def file_trip(vae: WanVae, path: Path, frames: int | None) -> str:
+    """One video through the autoencoder, compared frame by frame."""
+    clip = open_clip(path)
+    count = clip.frames if frames is None else frames
+    latents = encode(vae, clip.read(count))
+    layout = plan_decode(vae.config, LatentGrid(*latents.shape[1:]), 4, 2**63, by_frames=True)
+    found: list[float] = []
+    given = clip.read(count)
+    for chunk in decoded(vae, latents, layout):
+        found += [psnr_db(next(given)[0], frame) for frame in chunk]
+    return f"round trip of {count} frames of {clip.path.name}: mean {np.mean(found):.2f} dB, worst {min(found):.2f} dB"
+
+
 def report(found: list[float]) -> str:
     return f"round trip of {len(found)} held-out clips: mean {np.mean(found):.2f} dB, worst {min(found):.2f} dB"
 
@@ -54,8 +73,13 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path, nargs="?", default=BUNDLED, help="checkpoint or vae training folder")
     parser.add_argument("--clips", type=int, default=64)
     parser.add_argument("--judge", action="store_true", help="also read what came back, as the judge reads clips")
+    parser.add_argument("--clip", type=Path, metavar="FILE", help="a video in place of clips of the world")
+    parser.add_argument("--frames", type=int, help="only the first so many of it: 4 n + 1")
     args = parser.parse_args()
     vae = load_vae(args.checkpoint)
+    if args.clip is not None:
+        print(file_trip(vae, args.clip, args.frames))
+        return
     if not args.judge:
         print(report(round_trips(vae, args.clips)))
         return

@@ -57,7 +57,7 @@ def way(exact: bool) -> AbstractContextManager[None]:
 
 @cache
 def one_by_one(form: str, size: tuple[int, int], exact: bool) -> torch.Tensor:
-    with torch.inference_mode(), way(exact):
+    with torch.no_grad(), way(exact):
         return decoded(form, latents(form, size), [1] * FRAMES)
 
 
@@ -67,7 +67,7 @@ chunk_plans = st.lists(st.integers(1, 4), min_size=1, max_size=FRAMES).filter(la
 @settings(max_examples=25, deadline=None)
 @given(plan=chunk_plans, form=st.sampled_from(FORMS), size=st.sampled_from(SIZES), exact=st.booleans())
 def test_any_chunks_decode_to_the_same_bits(plan: list[int], form: str, size: tuple[int, int], exact: bool) -> None:
-    with torch.inference_mode(), way(exact):
+    with torch.no_grad(), way(exact):
         found = decoded(form, latents(form, size), plan)
     assert torch.equal(found, one_by_one(form, size, exact)[:, :, : 4 * sum(plan) - 3])
 
@@ -77,7 +77,7 @@ def test_any_chunks_decode_to_the_same_bits(plan: list[int], form: str, size: tu
 def test_any_chunks_encode_to_the_same_bits(plan: list[int], form: str, exact: bool) -> None:
     side = 2 * model(form).config.scale_factor_spatial
     x = torch.rand(1, 3, 4 * sum(plan) - 3, side, side, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    with torch.inference_mode(), way(exact):
+    with torch.no_grad(), way(exact):
         found = encoded(form, x, plan)
         assert torch.equal(found, encoded(form, x, [1] * sum(plan)))
         assert torch.equal(found, model(form).encode(x)[0])
@@ -107,7 +107,7 @@ def test_a_batch_decodes_to_what_each_of_it_does() -> None:
 
 def test_a_still_needs_no_state() -> None:
     carried = CausalCache(keep=False)
-    with torch.inference_mode():
+    with torch.no_grad():
         still = model("t2v").decode_chunk(latents("t2v", (5, 7))[:, :, :1], carried)
     assert carried.size_bytes() == 0
     assert torch.equal(still, one_by_one("t2v", (5, 7), False)[:, :, :1])
@@ -118,7 +118,7 @@ TILED = (23, 30)
 
 @cache
 def untiled(form: str) -> torch.Tensor:
-    with torch.inference_mode():
+    with torch.no_grad():
         return decoded(form, latents(form, TILED), [1, 1])
 
 
@@ -136,7 +136,7 @@ def assembled(form: str, rows: int, columns: int) -> torch.Tensor:
 @settings(max_examples=8, deadline=None)
 @given(rows=st.integers(1, 4), columns=st.integers(1, 4), form=st.sampled_from(FORMS))
 def test_any_tiles_give_the_picture(rows: int, columns: int, form: str) -> None:
-    with torch.inference_mode():
+    with torch.no_grad():
         assert tiny.relative_error(assembled(form, rows, columns), untiled(form)) <= 1e-6
 
 
@@ -147,5 +147,5 @@ def test_what_lies_around_a_tile_is_no_more_than_its_pixels_depend_on(
     halos = vae_tiles.halos
     less = lambda config: tuple(n - 2 * (i == level) for i, n in enumerate(halos(config)))  # noqa: E731
     monkeypatch.setattr(vae_tiles, "halos", less)
-    with torch.inference_mode():
+    with torch.no_grad():
         assert tiny.relative_error(assembled("t2v", 2, 2), untiled("t2v")) > 1e-6
