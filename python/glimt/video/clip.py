@@ -91,7 +91,7 @@ def _rgb(frame: Any, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
     from PIL import Image
 
     height, width = size
-    return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.LANCZOS))
+    return np.array(Image.fromarray(picture).resize((width, height), Image.Resampling.LANCZOS))
 
 
 def _upright(picture: npt.NDArray[Any], frame: Any) -> npt.NDArray[Any]:
