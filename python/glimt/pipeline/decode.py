@@ -41,21 +41,21 @@ def decode(vae: WanVae, latents: Tensor, plan: GenerationPlan, variant: int) -> 
 def decoded(vae: WanVae, latents: Tensor, layout: DecodePlan) -> Generator[Frames, None, None]:
     """The same as plain arrays [n, H, W, 3] uint8."""
     if not layout.tiled:
-        yield from _decode_tile(vae, latents, layout.chunk, None)
+        yield from _decode_tile(vae, latents, layout, None)
         return
     tiles = layout.tiles(vae.config, *latents.shape[3:])
     scale = vae.config.scale_factor_spatial
     with ExitStack() as stack:
         waiting = [stack.enter_context(_Waiting(tile.core.scaled(scale))) for tile in tiles[:-1]]
         for tile, room in zip(tiles, waiting, strict=False):
-            for frames in _decode_tile(vae, latents, layout.chunk, tile):
+            for frames in _decode_tile(vae, latents, layout, tile):
                 room.put(frames)
-        for frames in _decode_tile(vae, latents, layout.chunk, tiles[-1]):
+        for frames in _decode_tile(vae, latents, layout, tiles[-1]):
             yield _assembled(frames, tiles[-1].core.scaled(scale), waiting)
 
 
-def _decode_tile(vae: WanVae, latents: Tensor, chunk: int, tile: Tile | None) -> Generator[Frames, None, None]:
-    cache, index = CausalCache(tile=tile), 0
+def _decode_tile(vae: WanVae, latents: Tensor, layout: DecodePlan, tile: Tile | None) -> Generator[Frames, None, None]:
+    cache, index, chunk = CausalCache(tile=tile, piece=layout.piece), 0, layout.chunk
     for start in range(0, latents.shape[2], chunk):
         cache.keep = start + chunk < latents.shape[2]
         frames = _decode_chunk(vae, latents[:, :, start : start + chunk], cache, index)

@@ -7,6 +7,7 @@ convolution, and the tensors of a chunk at the widest place. Neither grows with 
 
 from __future__ import annotations
 
+import functools
 from dataclasses import asdict, dataclass
 from itertools import pairwise, product
 from typing import Any
@@ -16,12 +17,13 @@ from glimt.models.wan.vae_tiles import Box, Tile, tile, tiles
 from glimt.profile import vae_decode_flops
 from glimt.shapes import LatentGrid, PixelGrid
 
-_WINDOW = 4  # frames in the window of a convolution of three: twice its history
+_HISTORY = 2  # frames that a convolution of three looks back on
 _KEPT = 2  # frames that it keeps from chunk to chunk
 _SPLITS = (1, 2, 3, 4, 6, 8, 12, 16)
 _CHUNK_BYTES = 256 * 2**20
-# Beside the tensors: what the convolution library and the memory allocator keep for themselves.
-_OWN_BYTES = 8 * 2**20
+# Beside the tensors: what the convolution library keeps for itself. What the allocator keeps of memory that is free is not
+# counted: below some 32 MB a tensor, that can be a fifth more.
+_OWN_BYTES = 3 * 2**20
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class DecodePlan:
 
     Attributes:
         chunk: latent frames at a time.
+        piece: where they go one by one, the most frames of one that pass a layer together.
         rows, columns: tiles, decoded one after the other; 1 x 1 is the whole picture.
         by_frames: whether the frames of a chunk go one by one (on a CPU) or together.
         peak_bytes: planned peak, weights not among it.
@@ -38,6 +41,7 @@ class DecodePlan:
     """
 
     chunk: int
+    piece: int
     rows: int
     columns: int
     by_frames: bool
@@ -55,6 +59,7 @@ class DecodePlan:
 
     def __str__(self) -> str:
         frames = f"{self.chunk} latent frame{'s' if self.chunk > 1 else ''} at a time"
+        frames += f" in pieces of {self.piece}" if self.by_frames and self.piece < 4 else ""
         if not self.tiled:
             return f"{frames}, whole pictures"
         return (
@@ -72,51 +77,52 @@ def plan_decode(
 
     Whole pictures if possible: tiles compute their overlap again, and what comes before attention for every tile.
     """
-    whole = _chunks(config, grid, by_frames)
-    found = [_decode_plan(config, grid, item_bytes, (chunk, 1, 1), by_frames) for chunk in whole]
+    made = functools.partial(_decode_plan, config, grid, item_bytes, by_frames)
+    found = [made(*cut, 1, 1) for cut in _cuts_in_time(config, grid, by_frames)]
     for layout in found:
         if layout.peak_bytes <= room_bytes:
             return layout
+    chunk, piece = found[-1].chunk, found[-1].piece
     rows, columns = ([n for n in _SPLITS if n <= size] for size in (grid.height, grid.width))
-    finest = _decode_plan(config, grid, item_bytes, (1, rows[-1], columns[-1]), by_frames)
+    finest = made(chunk, piece, rows[-1], columns[-1])
     if finest.peak_bytes > room_bytes:
         return min((*found, finest), key=lambda layout: layout.peak_bytes)
     for cut in sorted(product(rows, columns), key=lambda cut: vae_decode_flops(config, grid, *cut)):
-        layout = _decode_plan(config, grid, item_bytes, (1, *cut), by_frames)
+        layout = made(chunk, piece, *cut)
         if layout.peak_bytes <= room_bytes:
             return layout
     return finest
 
 
-def _chunks(config: WanVaeConfig, grid: LatentGrid, by_frames: bool) -> tuple[int, ...]:
-    """Latent frames at a time, what computes least first.
+def _cuts_in_time(config: WanVaeConfig, grid: LatentGrid, by_frames: bool) -> tuple[tuple[int, int], ...]:
+    """(chunk, piece), what is fastest first.
 
-    Several where they go together and are small: it follows from the size alone, not from the machine, because a GPU's
-    libraries may compute different chunks differently in the last bit.
+    Several latent frames where they go together and are small: it follows from the size alone, not from the machine,
+    because a GPU's libraries may compute different chunks differently in the last bit.
     """
     if by_frames:
-        return (1,)
+        return ((1, 4), (1, 2), (1, 1))
     whole = Box(0, grid.height, 0, grid.width)
     part = tile(config, whole, whole)
     few = [n for n in (3, 2) if n <= grid.frames]
-    return (*(n for n in few if _chunk_decode_bytes(config, grid, part, n, 4) <= _CHUNK_BYTES), 1)
+    return (*((n, 4) for n in few if _chunk_decode_bytes(config, grid, part, n, 4) <= _CHUNK_BYTES), (1, 4))
 
 
 def _decode_plan(
-    config: WanVaeConfig, grid: LatentGrid, item_bytes: int, layout: tuple[int, int, int], by_frames: bool
+    config: WanVaeConfig, grid: LatentGrid, item: int, by_frames: bool, chunk: int, piece: int, rows: int, columns: int
 ) -> DecodePlan:
-    chunk, rows, columns = layout
     part = _largest_tile(config, grid, rows, columns)
-    size = _frame_decode_bytes if by_frames else _chunk_decode_bytes
     clip = grid.pixels(config.scale_factor_temporal, config.scale_factor_spatial)
-    pixels = clip.frames * clip.height * clip.width * 3
-    peak = size(config, grid, part, chunk, item_bytes)
+    if by_frames:
+        peak = _frame_decode_bytes(config, part, chunk, piece, item)
+    else:
+        peak = _chunk_decode_bytes(config, grid, part, chunk, item)
     spool = 0
     if rows * columns > 1:
-        spool = pixels
+        spool = clip.frames * clip.height * clip.width * 3
         peak += 3 * config.scale_factor_temporal * chunk * clip.height * clip.width
     flops = vae_decode_flops(config, grid, rows, columns)
-    return DecodePlan(chunk, rows, columns, by_frames, peak, flops, spool)
+    return DecodePlan(chunk, piece, rows, columns, by_frames, peak, flops, spool)
 
 
 def _largest_tile(config: WanVaeConfig, grid: LatentGrid, rows: int, columns: int) -> Tile:
@@ -158,25 +164,25 @@ def _decoder_levels(config: WanVaeConfig) -> list[_Level]:
     return found
 
 
-def _frame_decode_bytes(config: WanVaeConfig, grid: LatentGrid, part: Tile, chunk: int, item_bytes: int) -> int:
+def _frame_decode_bytes(config: WanVaeConfig, part: Tile, chunk: int, piece: int, item_bytes: int) -> int:
     levels = _decoder_levels(config)
     width, area = levels[0].a, part.whole.area
-    windows = _WINDOW * (config.z_dim + 4 * width) * area
-    held, peak, frames = 0, 10 * width * area, 1
+    held, peak, frames, windows = 0, 10 * width * area, 1, (config.z_dim + 4 * width) * area
     for i, level in enumerate(levels):
-        box, came = part.boxes[i], part.came(i)
-        held += frames * level.a * came.area + (level.a * box.area if box != came else 0)
-        windows += _WINDOW * (level.a + (2 * level.blocks - 1) * level.b) * box.area
-        peak = max(peak, held + 3 * level.b * box.area)
+        box, came, t, n = part.boxes[i], part.came(i), level.factor_t, min(frames, piece)
+        held += frames * level.a * (came.area + (box.area if box != came else 0))
+        windows += (level.a + (2 * level.blocks - 1) * level.b) * box.area
+        peak = max(peak, held + 3 * n * level.b * box.area)
         if level.out:
-            t, corners = level.factor_t, (box.height + 1) * (box.width + 1)
-            windows += _WINDOW * level.b * box.area if t == 2 else 0
-            doubled = t * level.b * box.area if t == 2 else 0
-            peak = max(peak, held + level.b * box.area + doubled + 4 * t * level.out * (corners + box.area))
-        frames = level.factor_t
-    windows += _WINDOW * level.b * box.area
+            windows += level.b * box.area if t == 2 else 0
+            doubled = n * level.b * box.area * (1 + t if t == 2 else 1)
+            corners = 4 * level.out * (box.height + 1) * (box.width + 1)
+            peak = max(peak, held + doubled + 4 * t * n * level.out * box.area + corners)
+        frames = t * n
+    windows += level.b * box.area
     pixels = config.out_channels * part.boxes[-1].area
-    peak = max(peak, held + level.b * box.area) + pixels * (chunk + 1) * config.scale_factor_temporal
+    peak = max(peak, held + n * level.b * box.area) + pixels * (chunk + 1) * config.scale_factor_temporal
+    windows *= _HISTORY + max(_HISTORY, piece)
     return item_bytes * (windows + peak + _prepared(config)) + _OWN_BYTES
 
 
@@ -223,7 +229,7 @@ def stills_bytes(config: WanVaeConfig, grid: LatentGrid, item_bytes: int, *, by_
 
 def encode_bytes(config: WanVaeConfig, clip: PixelGrid, item_bytes: int, *, by_frames: bool) -> int:
     """Of encoding a clip, weights not among it."""
-    walk = _EncoderWalk(config, clip, 1 if by_frames else min(clip.frames, config.scale_factor_temporal))
+    walk = _EncoderWalk(config, clip, config.scale_factor_temporal)
     held, peak = walk.frame_way() if by_frames else walk.chunk_way()
     pixels = 3 * clip.height * clip.width * (2 * config.scale_factor_temporal + 1)
     return item_bytes * (held + peak + pixels) + _OWN_BYTES
@@ -239,30 +245,29 @@ class _EncoderWalk:
         self._dims = [config.base_dim * m for m in (1, *config.dim_mult)]
 
     def frame_way(self) -> tuple[int, int]:
-        config, area, dims = self._config, self._area, self._dims
-        windows = _WINDOW * config.in_channels * area
-        weights = 27 * config.in_channels * dims[0]
-        way, peak = dims[0] * area, 0
+        config, area, dims, n = self._config, self._area, self._dims, self._frames
+        windows, weights = config.in_channels * area, 27 * config.in_channels * dims[0]
+        way, peak = n * dims[0] * area, 0
         for i, (a, b) in enumerate(pairwise(dims)):
             for j in range(config.num_res_blocks):
                 c = b if j else a
-                windows += _WINDOW * (c + b) * area
+                windows += (c + b) * area
                 weights += 27 * (c + b) * b
-                peak = max(peak, way + (3 if c != b else 2) * b * area)
-                way += 0 if config.is_residual else b * area
-            start = a * area
+                peak = max(peak, way + (3 if c != b else 2) * n * b * area)
+                way += 0 if config.is_residual else n * b * area
+            start = n * a * area
             if i < len(config.dim_mult) - 1:
-                peak = max(peak, way + (2 if config.is_residual else 1) * b * area + b * area // 4)
+                peak = max(peak, way + (2 if config.is_residual else 1) * n * b * area + n * b * area // 4)
                 area //= 4
                 if config.temperal_downsample[i]:
-                    windows += _WINDOW * b * area + (start if config.is_residual else 0)
-                    start *= 2
-            way += b * area
+                    windows += b * area
+                    n = max(1, n // 2)
+            way += n * b * area
             peak = max(peak, way + 2 * start if config.is_residual else way)
         last = dims[-1]
-        windows += _WINDOW * 5 * last * area
+        windows += 5 * last * area
         weights += 27 * (4 * last * last + 2 * config.z_dim * last)
-        return windows + weights, max(peak, way + 10 * last * area)
+        return windows * (_HISTORY + max(_HISTORY, self._frames)) + weights, max(peak, way + 10 * last * area)
 
     def chunk_way(self) -> tuple[int, int]:
         config, area, dims, frames = self._config, self._area, self._dims, self._frames

@@ -213,7 +213,7 @@ def _lines(plan: GenerationPlan) -> list[str]:
         ("steps", _steps(plan)),
         ("guidance", _guidance(plan)),
         ("runs as", f"{plan.dtype} on {plan.device}, backend {plan.backend}, quality {plan.quality}"),
-        ("decode", str(plan.decode)),
+        ("decoding", str(plan.decode)),
         ("ops", ", ".join(f"{choice.op} {choice.impl}" for choice in plan.ops)),
     ]
     return [f"{name:<10}{text}" for name, text in rows]

@@ -195,6 +195,13 @@ class WanVae(nn.Module):
     def _channels(self, latents: Tensor, values: tuple[float, ...]) -> Tensor:
         return torch.tensor(values, device=latents.device, dtype=latents.dtype).view(1, -1, 1, 1, 1)
 
+    def _latent_frames(self, x: Tensor, cache: CausalCache, count: int) -> tuple[Tensor, ...]:
+        """What passes the network together: a clip's first frame, then ``count`` at a time, or all of a chunk."""
+        if not vae_ops.goes_by_frames(x):
+            return (x,)
+        alone = 1 if cache.first else 0
+        return (*vae_ops.pieces(x[:, :, :alone], 1), *vae_ops.pieces(x[:, :, alone:], count))
+
     def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log variance (clamped to [-30, 20]) of the latents of a whole clip [B, 3, F, H, W]."""
         return self.encode_chunk(pixels, CausalCache(keep=False))
@@ -202,8 +209,12 @@ class WanVae(nn.Module):
     def encode_chunk(self, pixels: Tensor, cache: CausalCache) -> tuple[Tensor, Tensor]:
         """The next frames of a clip: 1 + scale_t * k frames in the first chunk, scale_t * k in later ones."""
         cache.alone = cache.first and not cache.keep and pixels.shape[2] == 1
-        moments = self.quant_conv(self.encoder(fold_patches(pixels, self.config.patch_size or 1), cache), cache)
-        cache.first = False
+        size = self.config.patch_size or 1
+        found = []
+        for part in self._latent_frames(pixels, cache, self.config.scale_factor_temporal):
+            found.append(self.quant_conv(self.encoder(fold_patches(part, size), cache), cache))
+            cache.first = False
+        moments = joined(found)
         mean, logvar = moments.chunk(2, dim=1)
         return mean, logvar.clamp(-30.0, 20.0)
 
@@ -219,7 +230,7 @@ class WanVae(nn.Module):
         """The next latent frames of a clip as pixels, not clamped; any split of a clip gives the same frames."""
         cache.alone = cache.first and not cache.keep and latents.shape[2] == 1
         parts = []
-        for part in cache.pieces(latents):
+        for part in self._latent_frames(latents, cache, 1):
             parts.append(self.decoder(self.post_quant_conv(part, cache), cache))
             cache.first = False
         return unfold_patches(joined(parts), self.config.patch_size or 1)

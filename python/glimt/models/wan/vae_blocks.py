@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from glimt.models.linear import linear
 from glimt.models.wan import vae_ops
-from glimt.models.wan.vae_cache import CausalCache, joined
+from glimt.models.wan.vae_cache import CausalCache
 
 
 class CausalConv3d(nn.Conv3d):
@@ -41,28 +41,29 @@ class CausalConv3d(nn.Conv3d):
     ) -> Tensor:
         """The convolution of ``x``, or of ``silu(norm(x))``, and ``plus`` added to it."""
         if vae_ops.goes_by_frames(x):
-            sums = [None] * x.shape[2] if plus is None else vae_ops.single_frames(plus)
-            steps = zip(vae_ops.single_frames(x), sums, strict=True)
-            return joined([self._step(frame, cache, norm, more) for frame, more in steps])
+            return self._step(x, cache, norm, plus)
         x = x if norm is None else norm(x, silu=True)
         y = vae_ops.causal_conv3d(x, self.weight, self.bias, cache.get(self), plus)
         if self.history:
             cache.put(self, x, self.history)
         return y
 
-    def _step(self, frame: Tensor, cache: CausalCache, norm: ChannelRmsNorm | None, plus: Tensor | None) -> Tensor:
-        """One frame of the convolution, its input written behind the frames before it."""
+    def _step(self, x: Tensor, cache: CausalCache, norm: ChannelRmsNorm | None, plus: Tensor | None) -> Tensor:
+        """The next frames of the convolution, its input written behind the frames before it."""
+        count, first = x.shape[2], False
         if cache.alone or not self.history:
-            seen = frame if norm is None else norm(frame, silu=True)
+            seen, first = x if norm is None else norm(x, silu=True), cache.alone
         else:
-            window = cache.window(self, frame, self.history)
+            window = cache.window(self, x, self.history)
+            room = window.room(count)
             if norm is None:
-                window.slot().copy_(frame)
+                room.copy_(x)
             else:
-                norm(frame, silu=True, out=window.slot())
-            seen = window.seen()
-        if seen.shape[2] <= self.history:  # zeros came before: that part of the kernel has nothing to add
-            weight = self.weight[:, :, -seen.shape[2] :]
+                norm(x, silu=True, out=room)
+            first = window.count == 1
+            seen = window.last(1 if first else self.history + count)
+        if first:  # zeros came before: only the last part of the kernel has something to add
+            weight = self.weight[:, :, -1:]
         else:
             weight = cache.prepared(self, lambda: vae_ops.packed(self.weight, seen, self.around))
         return vae_ops.conv3d(seen, weight, self.bias, padding=self.around, plus=plus)
@@ -139,14 +140,14 @@ class Downsample(nn.Module):
         self.time_conv = nn.Conv3d(channels, channels, (3, 1, 1), stride=(2, 1, 1)) if temporal else None
 
     def forward(self, x: Tensor, cache: CausalCache) -> Tensor:
-        """Frame by frame, every second frame gives none: [B, C, 0, H', W']."""
+        """Where frames come one by one, every second gives none: [B, C, 0, H', W']."""
         conv = self.resample[1]
         assert isinstance(conv, nn.Conv2d)
         x = vae_ops.downsample_conv(x, conv.weight, conv.bias)
         if self.time_conv is None or cache.alone:
             return x
         if vae_ops.goes_by_frames(x):
-            return joined([self._step(frame, cache, self.time_conv) for frame in vae_ops.single_frames(x)])
+            return self._step(x, cache, self.time_conv)
         last = cache.get(self)
         cache.put(self, x, 1)
         if last is not None:
@@ -155,12 +156,14 @@ class Downsample(nn.Module):
             return x
         return torch.cat([x[:, :, :1], self._halve(x, self.time_conv)], dim=2)
 
-    def _step(self, frame: Tensor, cache: CausalCache, conv: nn.Conv3d) -> Tensor:
-        window = cache.window(self, frame, 2)
-        window.slot().copy_(frame)
-        if window.count % 2:
-            return frame if window.count == 1 else self._halve(window.seen(), conv)
-        return frame[:, :, :0]
+    def _step(self, x: Tensor, cache: CausalCache, conv: nn.Conv3d) -> Tensor:
+        count, window = x.shape[2], cache.window(self, x, 2)
+        window.room(count).copy_(x)
+        if window.count == 1:
+            return x
+        if window.count % 2 == 0:  # a frame alone, which waits for the one that it is merged with
+            return x[:, :, :0]
+        return self._halve(window.last(count + 1 + count % 2), conv)
 
     def _halve(self, x: Tensor, conv: nn.Conv3d) -> Tensor:
         return vae_ops.conv3d(x, conv.weight, conv.bias, stride=(2, 1, 1))

@@ -2,10 +2,11 @@
 
 Two ways, with one meaning:
 
-- *Frame by frame*, for inference on a CPU. Each convolution in time has a :class:`Window`: its producer writes the next
-  frame behind those before it, and the convolution reads them where they lie. A frame goes as deep as it can before
-  the next one enters, so that little more than the windows is in memory however many frames there are. Every frame
-  is computed by the same calls on the same shapes whatever chunk it came in: any split of a clip gives the same bits.
+- *Latent frame by latent frame*, for inference on a CPU. Each convolution in time has a :class:`Window`: its producer
+  writes new frames behind those before them, and the convolution reads them where they lie. What one latent frame
+  stands for goes as deep as it can before the next one enters, so that little more than the windows is in memory
+  however many frames there are; in pieces of fewer frames if memory is short. Every frame is computed by the same calls
+  on the same shapes whatever chunk it came in: any split of a clip gives the same bits.
 - *Chunk by chunk*, else: the frames of a chunk pass a layer together, and each convolution keeps copies of the last.
 """
 
@@ -24,33 +25,34 @@ T = TypeVar("T")
 
 
 class Window:
-    """The last frames of one convolution's input, consecutive in memory and in time.
+    """The last frames of one convolution's input, consecutive in memory and in time; zeros before a clip.
 
-    There is room for twice the ``history`` that a convolution looks back on; when it is full, the last half moves to
-    the front: a frame is copied once for each that comes.
+    There is room for the ``history`` that a convolution looks back on and for a piece of new frames, at least as many
+    as that; when it is full, the history moves to the front.
 
     Attributes:
         count: frames that have come.
     """
 
-    def __init__(self, frame: Tensor, history: int) -> None:
+    def __init__(self, piece: Tensor, history: int, most: int) -> None:
         self._history = history
-        self._frames = vae_ops.empty_frames(frame, 2 * history)
-        self._end = 0
+        self._frames = vae_ops.empty_frames(piece, history + max(history, most))
+        self._frames[:, :, :history] = 0
+        self._end = history
         self.count = 0
 
-    def slot(self) -> Tensor:
-        """Room for the next frame [B, C, 1, H, W], to be written before :meth:`seen` is asked for."""
-        if self._end == self._frames.shape[2]:
-            self._frames[:, :, : self._history] = self._frames[:, :, self._end - self._history :]
+    def room(self, count: int) -> Tensor:
+        """Room for the next frames [B, C, count, H, W], to be written before :meth:`last` is asked for."""
+        if self._end + count > self._frames.shape[2]:
+            self._frames[:, :, : self._history] = self._frames[:, :, self._end - self._history : self._end]
             self._end = self._history
-        self._end += 1
-        self.count += 1
-        return self._frames[:, :, self._end - 1 : self._end]
+        self._end += count
+        self.count += count
+        return self._frames[:, :, self._end - count : self._end]
 
-    def seen(self) -> Tensor:
-        """The newest frame and the ``history`` before it, fewer at the start of a clip: [B, C, n, H, W]."""
-        return self._frames[:, :, max(self._end - 1 - self._history, 0) : self._end]
+    def last(self, count: int) -> Tensor:
+        """The newest ``count`` frames: [B, C, count, H, W]."""
+        return self._frames[:, :, self._end - count : self._end]
 
     @property
     def nbytes(self) -> int:
@@ -66,10 +68,11 @@ class CausalCache:
         keep: false when no further chunk will follow, so that nothing is stored for it.
         alone: true while the only frame of a clip passes, which needs no history at all.
         tile: the part of the picture that is decoded; ``None``: all of it.
+        piece: the most frames that pass a layer together where latent frames go one by one.
     """
 
-    def __init__(self, *, keep: bool = True, tile: Tile | None = None) -> None:
-        self.tile = tile
+    def __init__(self, *, keep: bool = True, tile: Tile | None = None, piece: int = 4) -> None:
+        self.tile, self.piece = tile, piece
         self.first = True
         self.keep = keep
         self.alone = False
@@ -98,10 +101,10 @@ class CausalCache:
         """The frame that was held, which is no longer."""
         return self._frames.pop(module, None)
 
-    def window(self, module: nn.Module, frame: Tensor, history: int) -> Window:
-        """The window of a module, made for its first ``frame``."""
+    def window(self, module: nn.Module, piece: Tensor, history: int) -> Window:
+        """The window of a module, made when its first ``piece`` of frames comes."""
         if module not in self._windows:
-            self._windows[module] = Window(frame, history)
+            self._windows[module] = Window(piece, history, self.piece)
         return self._windows[module]
 
     def prepared(self, module: nn.Module, make: Callable[[], T]) -> T:
@@ -115,7 +118,7 @@ class CausalCache:
         """``x [B, C, F, H, W]`` in the pieces that pass the next layers one after the other; none of no frames."""
         if not x.shape[2]:
             return ()
-        return vae_ops.single_frames(x) if vae_ops.goes_by_frames(x) else (x,)
+        return vae_ops.pieces(x, self.piece) if vae_ops.goes_by_frames(x) else (x,)
 
     def size_bytes(self) -> int:
         frames = sum(held.nbytes for held in self._frames.values())

@@ -39,15 +39,15 @@ def channels_last(x: Tensor) -> Tensor:
 
 
 def goes_by_frames(x: Tensor) -> bool:
-    """Whether frames ``x [B, C, F, H, W]`` pass one by one: in inference on a CPU, where nothing is gained by many."""
+    """Whether latent frames ``x [B, C, F, H, W]`` go one by one: in inference on a CPU, which gains nothing by more."""
     if torch.compiler.is_compiling() or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
         return False
     return x.device.type == "cpu"
 
 
-def single_frames(x: Tensor) -> tuple[Tensor, ...]:
-    """``x [B, C, F, H, W]`` as F views of one frame."""
-    return tuple(x[:, :, i : i + 1] for i in range(x.shape[2]))
+def pieces(x: Tensor, count: int) -> tuple[Tensor, ...]:
+    """``x [B, C, F, H, W]`` as views of ``count`` frames, the last perhaps of fewer."""
+    return tuple(x[:, :, i : i + count] for i in range(0, x.shape[2], count))
 
 
 def empty_frames(x: Tensor, count: int) -> Tensor:
@@ -178,13 +178,14 @@ class FoldedConv(NamedTuple):
     def __call__(self, x: Tensor) -> Tensor:
         b, _, f, h, w = x.shape
         out = self.channels
-        # One more row and column than the picture has: the corner between four pixels is seen by a phase of each.
-        corners = conv3d(x, self.weight, self.bias, padding=(0, 1, 1)).permute(0, 2, 3, 4, 1)
-        y = corners.new_empty(b, f, h, 2, w, 2, out)
-        for py in (0, 1):
-            for px in (0, 1):
-                first = (2 * py + px) * out
-                y[:, :, :, py, :, px] = corners[:, :, py : py + h, px : px + w, first : first + out]
+        y = x.new_empty(b, f, h, 2, w, 2, out)
+        for index, frame in enumerate(pieces(x, 1)):
+            # One more row and column than the picture has: the corner between four pixels is seen by a phase of each.
+            corners = conv3d(frame, self.weight, self.bias, padding=(0, 1, 1)).permute(0, 2, 3, 4, 1)[:, 0]
+            for py in (0, 1):
+                for px in (0, 1):
+                    first = (2 * py + px) * out
+                    y[:, index, :, py, :, px] = corners[:, py : py + h, px : px + w, first : first + out]
         return y.view(b, f, 2 * h, 2 * w, out).permute(0, 4, 1, 2, 3)
 
 
