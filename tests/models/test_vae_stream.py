@@ -111,6 +111,20 @@ def test_a_still_needs_no_state() -> None:
     assert torch.equal(still, one_by_one("t2v", (5, 7), False)[:, :, :1])
 
 
+@pytest.mark.parametrize("piece", [1, 2])
+@pytest.mark.parametrize("form", FORMS)
+@torch.no_grad()
+def test_smaller_pieces_give_the_same_clip(form: str, piece: int) -> None:
+    carried = CausalCache(piece=piece)
+    found = [model(form).decode_chunk(part, carried) for part in latents(form, (5, 7)).split([2, 5], dim=2)]
+    assert tiny.relative_error(torch.cat(found, dim=2), one_by_one(form, (5, 7), False)) <= 1e-5
+    side = 2 * model(form).config.scale_factor_spatial
+    x = torch.rand(1, 3, 13, side, side, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    carried = CausalCache(piece=piece)
+    means = [model(form).encode_chunk(part, carried)[0] for part in x.split([5, 8], dim=2)]
+    assert tiny.relative_error(torch.cat(means, dim=2), model(form).encode(x)[0]) <= 1e-5
+
+
 TILED = (23, 30)
 
 

@@ -54,7 +54,7 @@ def test_events_tell_the_whole_run_in_order(engine: Engine, alone: np.ndarray) -
     assert [s.sigma for s in steps] == list(engine.plan(REQUEST).schedule.sigmas[:-1])
     assert all(s.x0.shape == (1, 4, 5, 4, 6) and s.preview() is None for s in steps)
     chunks = [e for e in events if isinstance(e, FrameChunk)]
-    assert [(c.index, len(c.frames)) for c in chunks] == [(0, 9), (9, 8)]
+    assert [(c.index, len(c.frames)) for c in chunks] == [(0, 1), (1, 4), (5, 4), (9, 4), (13, 4)]
     assert np.array_equal(np.concatenate([c.frames for c in chunks]), alone)
 
 

@@ -21,8 +21,8 @@ _HISTORY = 2  # frames that a convolution of three looks back on
 _KEPT = 2  # frames that it keeps from chunk to chunk
 _SPLITS = (1, 2, 3, 4, 6, 8, 12, 16)
 _CHUNK_BYTES = 256 * 2**20
-# Beside the tensors: what the convolution library keeps for itself. What the allocator keeps of memory that is free is not
-# counted: below some 32 MB a tensor, that can be a fifth more.
+# Beside the tensors: what the convolution library keeps for itself. What the allocator keeps of memory that is free is
+# not counted: below some 32 MB a tensor, that can be a fifth more.
 _OWN_BYTES = 3 * 2**20
 
 

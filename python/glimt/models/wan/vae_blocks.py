@@ -50,9 +50,9 @@ class CausalConv3d(nn.Conv3d):
 
     def _step(self, x: Tensor, cache: CausalCache, norm: ChannelRmsNorm | None, plus: Tensor | None) -> Tensor:
         """The next frames of the convolution, its input written behind the frames before it."""
-        count, first = x.shape[2], False
-        if cache.alone or not self.history:
-            seen, first = x if norm is None else norm(x, silu=True), cache.alone
+        count, cuts, first = x.shape[2], vae_ops.cuts_kernels(x), False
+        if not self.history or (cuts and cache.alone):
+            seen, first = x if norm is None else norm(x, silu=True), bool(self.history)
         else:
             window = cache.window(self, x, self.history)
             room = window.room(count)
@@ -60,7 +60,7 @@ class CausalConv3d(nn.Conv3d):
                 room.copy_(x)
             else:
                 norm(x, silu=True, out=room)
-            first = window.count == 1
+            first = cuts and window.count == 1
             seen = window.last(1 if first else self.history + count)
         if first:  # zeros came before: only the last part of the kernel has something to add
             weight = self.weight[:, :, -1:]

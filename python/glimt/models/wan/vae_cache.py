@@ -44,7 +44,8 @@ class Window:
     def room(self, count: int) -> Tensor:
         """Room for the next frames [B, C, count, H, W], to be written before :meth:`last` is asked for."""
         if self._end + count > self._frames.shape[2]:
-            self._frames[:, :, : self._history] = self._frames[:, :, self._end - self._history : self._end]
+            for index in range(self._history):  # one by one: the places may overlap
+                self._frames[:, :, index] = self._frames[:, :, self._end - self._history + index]
             self._end = self._history
         self._end += count
         self.count += count

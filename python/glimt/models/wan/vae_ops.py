@@ -45,6 +45,11 @@ def goes_by_frames(x: Tensor) -> bool:
     return x.device.type == "cpu"
 
 
+def cuts_kernels(x: Tensor) -> bool:
+    """Whether the part of a kernel that would see the zeros before a clip is left out; exact runs keep it."""
+    return runs_onednn(x)
+
+
 def pieces(x: Tensor, count: int) -> tuple[Tensor, ...]:
     """``x [B, C, F, H, W]`` as views of ``count`` frames, the last perhaps of fewer."""
     return tuple(x[:, :, i : i + count] for i in range(0, x.shape[2], count))
