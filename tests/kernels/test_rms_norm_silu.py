@@ -87,6 +87,22 @@ def test_infinity_is_not_hidden() -> None:
     assert not rms_norm_silu(x, torch.ones(19), impl="native")[1].isfinite().all()
 
 
+@pytest.mark.parametrize("impl", ["native", "reference"])
+def test_the_result_is_written_where_it_is_wanted(impl: str) -> None:
+    x, gamma = random(4, 5, 19), random(19, seed=1)
+    room = torch.full((6, 5, 19), torch.nan)
+    found = rms_norm_silu(x, gamma, out=room[1:5], impl=impl)
+    assert found.data_ptr() == room[1:5].data_ptr()
+    assert torch.equal(room[1:5], rms_norm_silu(x, gamma, impl=impl)) and room[[0, 5]].isnan().all()
+
+
+def test_room_that_does_not_fit_is_refused() -> None:
+    x, gamma = random(4, 8), random(8)
+    for room in (torch.empty(4, 9), torch.empty(4, 8, dtype=torch.float64), torch.empty(8, 4).t()):
+        with pytest.raises(ValueError, match="rms_norm_silu writes to contiguous"):
+            rms_norm_silu(x, gamma, out=room)
+
+
 def test_shapes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match=r"gamma \[7\]"):
         rms_norm_silu(random(2, 8), random(7))

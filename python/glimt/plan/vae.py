@@ -50,6 +50,12 @@ class DecodePlan:
     spool_bytes: int
 
     @property
+    def note(self) -> str:
+        """What is to be known of it where memory was short; else nothing."""
+        cut = self.tiled or (self.by_frames and self.piece < 4)
+        return f"decoding {self}: a pixel's last bit may differ from that of other cuts" if cut else ""
+
+    @property
     def tiled(self) -> bool:
         return self.rows * self.columns > 1
 

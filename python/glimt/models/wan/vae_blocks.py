@@ -2,7 +2,7 @@
 
 Every block is causal in time: frame ``t`` of an output depends on frames ``<= t`` of the input only. A clip can
 therefore be pushed through in chunks, each block leaving in a :class:`CausalCache` the few frames that the next chunk
-needs. A whole clip is one chunk; there is no second code path for it.
+needs. A whole clip is one chunk; there is no second code path for it. ``vae_cache`` says how frames pass on a CPU.
 
 Parameter names are those of Diffusers' ``AutoencoderKLWan`` (source: Wan 2.1 technical report, section 4.1, and the
 reference implementations ``wan/modules/vae2_1.py`` and ``vae2_2.py``).
