@@ -121,7 +121,7 @@ def compare(workload: Workload, clock: Clock, roof: Rates, settings: Settings, e
     rows = judge(workload, runs, {*settings.lossy, *lossy(workload)})
     right = [name for name, row in rows.items() if "refused" not in row]
     calls = {name: (lambda run=runs[name]: run(*workload.args)) for name in right}
-    for name, timing in clock.compare(calls, settings.repeats).items():
+    for name, timing in clock.compare(calls, settings.repeats, settings.limit_s).items():
         rows[name].update(_figures(workload, timing, roof))
     absent = [{"provider": name, "refused": reason} for name, reason in reasons.items()]
     return [*rows.values(), *absent]
@@ -154,6 +154,7 @@ def _figures(workload: Workload, timing: Timing, roof: Rates) -> Row:
         "median_ms": timing.median_ms,
         "p20_ms": timing.percentile_ms(20),
         "p80_ms": timing.percentile_ms(80),
+        "calls": len(timing.values_ms),
         "peak_bytes": timing.peak_bytes,
         "tflops": tflops,
         "gbps": gbps,

@@ -103,7 +103,7 @@ def _trials(settings: Settings, shapes: Mapping[str, Shape]) -> Iterator[Trial |
             torch.manual_seed(0)
             try:
                 made = build(op, name, shape, DTYPES[settings.dtype_name], settings.torch_device)
-                trial = _trial(op, made, clock, settings.repeats)
+                trial = _trial(op, made, clock, settings)
             except torch.OutOfMemoryError:
                 yield f"{op}, {name}: not timed, the device's memory is too small for it"
                 continue
@@ -112,7 +112,7 @@ def _trials(settings: Settings, shapes: Mapping[str, Shape]) -> Iterator[Trial |
 
 
 @torch.inference_mode()
-def _trial(name: str, workload: Workload, clock: Clock, repeats: int) -> Trial | None:
+def _trial(name: str, workload: Workload, clock: Clock, settings: Settings) -> Trial | None:
     """None where at most one candidate can run."""
     runs = _able(workload)
     if len(runs) < 2:
@@ -122,7 +122,8 @@ def _trial(name: str, workload: Workload, clock: Clock, repeats: int) -> Trial |
     calls = {impl: (lambda run=run: run(*workload.args)) for impl, run in runs.items() if impl not in refused}
     if not calls:
         return None
-    times = {impl: timing.median_ms for impl, timing in clock.compare(calls, repeats).items()}
+    timings = clock.compare(calls, settings.repeats, settings.limit_s)
+    times = {impl: timing.median_ms for impl, timing in timings.items()}
     ranked = dict(sorted(times.items(), key=lambda item: item[1]))
     case = dispatch.find(workload.op).case(workload.args)._replace(tuned="")
     built_in = dispatch.built_in(workload.op, case).impl
