@@ -41,7 +41,7 @@ def raise_if_lost(provider: str, error: Exception) -> None:
     """
     if isinstance(error, DeviceLostError):
         raise error
-    if not torch.cuda.is_initialized():
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return
     try:
         torch.cuda.synchronize()
@@ -51,7 +51,8 @@ def raise_if_lost(provider: str, error: Exception) -> None:
 
 def is_done(rows: Iterable[Mapping[str, Any]], asked: Sequence[str] = ()) -> bool:
     """Whether the rows of a workload are all that there will be of it: ``asked`` (or some), but for what was lost."""
-    lost, have = set(), set()
+    lost: set[str] = set()
+    have: set[str] = set()
     for row in rows:
         (lost if row.get("lost") else have).add(str(row["provider"]))
     return ALL in lost | have or (bool(have) and lost | have >= set(asked))
