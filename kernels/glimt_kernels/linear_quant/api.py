@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from glimt_kernels.dispatch import Candidate, Case, define
-from glimt_kernels.linear_quant import int_mm, quantize, reference, triton
+from glimt_kernels.linear_quant import int_mm, quantize, reference, scaled_mm, triton
 from glimt_kernels.linear_quant.quantize import BLOCK, KINDS, QuantizedWeight, check_kind
 from glimt_kernels.triton_env import reluctance, triton_reasons
 
 __all__ = ["QuantizedWeight", "linear_quant", "linear_w8", "linear_w8a8", "quantize_rows"]
 
 ACTIVATIONS = ("none", "gelu_tanh")
+_PRODUCTS = ("int_mm", "scaled_mm")  # of linear_w8a8 alone: PyTorch has no quantize_rows
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -45,7 +46,8 @@ def linear_quant(
             blocks), and eight-bit numbers are multiplied (W8A8); else the weight alone has eight bits, and is decoded
             to the dtype of x in the kernel. On sm_80 and sm_86, which multiply no fp8, "fp8" weights work both ways;
             there ``quantize_x=False`` saves the quantization and is more accurate.
-        impl: "triton", "int_mm" (int8 per channel) or "reference" instead of the chosen implementation.
+        impl: "triton", "int_mm" (int8 per channel), "scaled_mm" (fp8 per channel, bfloat16, a bias at most) or
+            "reference" instead of the chosen implementation.
         out_dtype: if not that of ``residual``, or without one that of ``x``.
 
     Returns:
@@ -65,7 +67,7 @@ def linear_quant(
     if x.requires_grad and torch.is_grad_enabled():
         raise ValueError("x is rounded to eight bits, which has no gradient; take quantize_x=False, or detach x")
     blocks = weight.granularity == "block"
-    data, scales = quantize_rows(x, weight.kind, blocks, impl=None if impl == "int_mm" else impl)
+    data, scales = quantize_rows(x, weight.kind, blocks, impl=None if impl in _PRODUCTS else impl)
     return linear_w8a8(data, scales, *rest, impl=impl)
 
 
@@ -223,12 +225,14 @@ def _sizes_w8a8(
     activation: str = "none",
     out_dtype: torch.dtype | None = None,
 ) -> tuple[int, ...]:
-    """(whether int8, whether blocks, the working dtype's place in _FLOATS, M, N, K)."""
+    """(whether int8, whether blocks, the working dtype's place in _FLOATS, M, N, K, whether a bias of the output's
+    dtype is all that follows the product)."""
     dtype = out_dtype or reference.default_dtype(x, residual)
     wide = torch.float64 in (dtype, x.dtype, x_scales.dtype, weight_scales.dtype)
     working = torch.float64 if wide else x.dtype if x.dtype in _FLOATS else dtype
     n, k = weight.shape
-    return weight.dtype == torch.int8, weight_scales.dim() == 2, _FLOATS.index(working), x.numel() // k, n, k
+    plain = activation == "none" and gate is None and residual is None and (bias is None or bias.dtype == dtype)
+    return weight.dtype == torch.int8, weight_scales.dim() == 2, _FLOATS.index(working), x.numel() // k, n, k, plain
 
 
 def _sizes_w8(x: Tensor, weight: Tensor, weight_scales: Tensor, *rest: Any) -> tuple[int, ...]:
@@ -260,6 +264,7 @@ W8A8 = define(
     [
         Candidate("linear_w8a8", "triton", triton.linear_w8a8, _triton_reasons, reluctance),
         Candidate("linear_w8a8", "int_mm", int_mm.linear_w8a8, int_mm.reasons),
+        Candidate("linear_w8a8", "scaled_mm", scaled_mm.linear_w8a8, scaled_mm.reasons, scaled_mm.reluctance),
         Candidate("linear_w8a8", "reference", reference.linear_w8a8),
     ],
     _fake_w8a8,
