@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from glimt_kernels.bench import BenchError, Settings, run
 from glimt_kernels.bench.report import document
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     """The options of ``glimt bench kernels``."""
     made = argparse.ArgumentParser(prog="python -m glimt_kernels.bench", description=(__doc__ or "").partition("\n")[0])
-    gather = {"type": _names, "action": "extend", "default": [], "metavar": "A,B"}
+    gather: dict[str, Any] = {"type": _names, "action": "extend", "default": [], "metavar": "A,B"}
     made.add_argument("--op", **gather, help="only these ops, or workloads as attention/cross")
     made.add_argument("--shapes", **gather, help="wan-1.3b-480p, ...; default: all on a GPU, tiny on a CPU")
     made.add_argument("--providers", **gather, help="eager,compile,sdpa,cudnn,triton,...; default: all here")
