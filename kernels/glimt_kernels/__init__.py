@@ -18,7 +18,7 @@ from glimt_kernels.dispatch import (
     unsupported_reasons,
     wants_references,
 )
-from glimt_kernels.frames_to_uint8.api import frames_to_nv12, frames_to_uint8
+from glimt_kernels.frames_to_uint8.api import frames_to_nv12, frames_to_uint8, frames_to_yuv420
 from glimt_kernels.guidance_step.api import guidance_step
 from glimt_kernels.linear.api import linear
 from glimt_kernels.linear_quant.api import linear_quant, linear_w8, linear_w8a8, quantize_rows
@@ -51,6 +51,7 @@ __all__ = [
     "estimate_k_mean",
     "frames_to_nv12",
     "frames_to_uint8",
+    "frames_to_yuv420",
     "gated_ada_norm",
     "gated_ada_norm_8bit",
     "guidance_step",

@@ -59,6 +59,18 @@ FRAMES = [
         "tl.join(cr, cb)",
     ),
     nv12(
+        _FRAMES + "test_nv12_is_the_nearest_level",
+        "the plane of Cr begins a line early",
+        "* (HEIGHT // 2 * HALF)",
+        "* ((HEIGHT // 2 - 1) * HALF)",
+    ),
+    nv12(
+        _FRAMES + "test_nv12_is_the_nearest_level",
+        "lines of chroma as long as those of luma",
+        "(second + line * HALF + half)",
+        "(second + line * WIDTH + half)",
+    ),
+    nv12(
         _FRAMES + "test_colour_bars",
         "luma of BT.601",
         "0.2126 * r + 0.7152 * g + 0.0722 * b",

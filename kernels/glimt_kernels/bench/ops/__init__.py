@@ -52,6 +52,7 @@ OPS = (
     "rms_norm_silu",
     "frames_to_uint8",
     "frames_to_nv12",
+    "frames_to_nv12/planar",
 )
 
 
