@@ -7,6 +7,7 @@ implementations that :mod:`glimt_kernels.dispatch` chooses among. ``dispatch.inv
 from glimt_kernels.ada_norm.api import ada_norm, ada_norm_8bit, gated_ada_norm, gated_ada_norm_8bit
 from glimt_kernels.attention.api import attention
 from glimt_kernels.attention_8bit.api import attention_8bit, attention_8bit_levels
+from glimt_kernels.causal_conv3d.api import causal_conv3d, causal_conv3d_norm
 from glimt_kernels.chunk_attention.api import chunk_attention
 from glimt_kernels.chunk_attention.ring import KvRing
 from glimt_kernels.dispatch import (
@@ -47,6 +48,8 @@ __all__ = [
     "attention_8bit",
     "attention_8bit_levels",
     "block_means",
+    "causal_conv3d",
+    "causal_conv3d_norm",
     "chunk_attention",
     "estimate_k_mean",
     "frames_to_nv12",

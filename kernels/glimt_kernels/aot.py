@@ -45,6 +45,7 @@ MODULES = (
     "ada_norm",
     "attention",
     "attention_8bit",
+    "causal_conv3d",
     "chunk_attention",
     "frames_to_uint8",
     "guidance_step",
@@ -54,6 +55,7 @@ MODULES = (
     "qk_norm_rope",
     "qk_norm_rope_8bit",
     "quantize_qkv",
+    "rms_norm_silu",
     "sparse_attention",
 )
 

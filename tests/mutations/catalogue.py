@@ -8,7 +8,7 @@ from bugs_8bit import ATTENTION_8BIT, QUANTIZE_QKV
 from bugs_attention import ATTENTION, CHUNK_ATTENTION, SPARSE_ATTENTION
 from bugs_linear import LINEAR, LINEAR_QUANT
 from bugs_native import NATIVE
-from bugs_norms import ADA_NORM, NORM, QK_NORM_ROPE, QK_NORM_ROPE_8BIT
+from bugs_norms import ADA_NORM, NORM, QK_NORM_ROPE, QK_NORM_ROPE_8BIT, RMS_NORM_SILU
 from bugs_pixels import FRAMES, GUIDANCE_STEP
 from plant import PACKAGE, Mutation
 
@@ -25,6 +25,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     *QK_NORM_ROPE,
     *QK_NORM_ROPE_8BIT,
     *QUANTIZE_QKV,
+    *RMS_NORM_SILU,
     *SPARSE_ATTENTION,
     *NATIVE,
 )
