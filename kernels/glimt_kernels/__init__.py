@@ -34,6 +34,8 @@ from glimt_kernels.sparse_attention.api import sparse_attention
 from glimt_kernels.sparse_attention.builders import block_means, radial, sliding_tile, top_k
 from glimt_kernels.sparse_attention.mask import BlockMask
 from glimt_kernels.sparse_attention.tiles import Tiling, tile_order
+from glimt_kernels.upsample_conv.api import upsample_conv
+from glimt_kernels.upsample_conv.fold import fold_upsample
 
 __all__ = [
     "BlockMask",
@@ -52,6 +54,7 @@ __all__ = [
     "causal_conv3d_norm",
     "chunk_attention",
     "estimate_k_mean",
+    "fold_upsample",
     "frames_to_nv12",
     "frames_to_uint8",
     "gated_ada_norm",
@@ -80,5 +83,6 @@ __all__ = [
     "tile_order",
     "top_k",
     "unsupported_reasons",
+    "upsample_conv",
     "wants_references",
 ]

@@ -57,6 +57,7 @@ MODULES = (
     "quantize_qkv",
     "rms_norm_silu",
     "sparse_attention",
+    "upsample_conv",
 )
 
 

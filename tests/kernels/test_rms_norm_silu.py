@@ -38,9 +38,7 @@ def test_within_budget(isa: str, silu: bool, with_bias: bool, monkeypatch: pytes
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize(("silu", "with_bias"), [(True, True), (True, False), (False, False)])
-def test_triton_within_budget(
-    silu: bool, with_bias: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_triton_within_budget(silu: bool, with_bias: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of widths in one padded piece, and in one, three and five whole ones; weights in float32 beside halves too."""
     poison(monkeypatch)
     for channels in [*CHANNELS, 48, 80]:
@@ -54,8 +52,17 @@ def test_triton_within_budget(
 def test_pieces_are_whole_where_they_can_be() -> None:
     found = {width: triton.pieces(width) for width in (96, 160, 192, 384, 256, 1024, 48, 97, 224, 24, 1)}
     assert found == {
-        **{96: (32, 3), 160: (32, 5), 192: (64, 3), 384: (128, 3), 256: (256, 1), 1024: (1024, 1), 48: (16, 3)},
-        **{97: (128, 1), 224: (256, 1), 24: (32, 1), 1: (1, 1)},
+        96: (32, 3),
+        160: (32, 5),
+        192: (64, 3),
+        384: (128, 3),
+        256: (256, 1),
+        1024: (1024, 1),
+        48: (16, 3),
+        97: (128, 1),
+        224: (256, 1),
+        24: (32, 1),
+        1: (1, 1),
     }
 
 

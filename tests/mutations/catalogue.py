@@ -6,6 +6,7 @@ import zlib
 
 from bugs_8bit import ATTENTION_8BIT, QUANTIZE_QKV
 from bugs_attention import ATTENTION, CHUNK_ATTENTION, SPARSE_ATTENTION
+from bugs_convolutions import CAUSAL_CONV3D, CAUSAL_CONV3D_NORM, UPSAMPLE_CONV
 from bugs_linear import LINEAR, LINEAR_QUANT
 from bugs_native import NATIVE
 from bugs_norms import ADA_NORM, NORM, QK_NORM_ROPE, QK_NORM_ROPE_8BIT, RMS_NORM_SILU
@@ -16,6 +17,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     *ADA_NORM,
     *ATTENTION,
     *ATTENTION_8BIT,
+    *CAUSAL_CONV3D,
+    *CAUSAL_CONV3D_NORM,
     *CHUNK_ATTENTION,
     *FRAMES,
     *GUIDANCE_STEP,
@@ -27,6 +30,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     *QUANTIZE_QKV,
     *RMS_NORM_SILU,
     *SPARSE_ATTENTION,
+    *UPSAMPLE_CONV,
     *NATIVE,
 )
 

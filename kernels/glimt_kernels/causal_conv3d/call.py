@@ -55,7 +55,7 @@ def frames_dense(x: Tensor) -> Tensor:
 
 
 def assemble(x: Tensor, past: Tensor | None, count: int) -> Tensor:
-    """``x`` behind ``count`` frames: zeros, then ``past``. A copy, for libraries that cannot read two tensors as one."""
+    """``x`` behind ``count`` frames: zeros, then ``past``. A copy, for libraries that read one tensor only."""
     if not count:
         return channels_last(x)
     b, c, f, h, w = x.shape

@@ -38,9 +38,7 @@ def onednn(
     interleave: bool = False,
 ) -> Tensor:
     times, rows, columns = weight.shape[2:]
-    y = convolve(
-        assemble(x, past, times - 1), weight, bias, (0, rows // 2, columns // 2), None if interleave else plus
-    )
+    y = convolve(assemble(x, past, times - 1), weight, bias, (0, rows // 2, columns // 2), None if interleave else plus)
     if not interleave:
         return y
     y = interleaved(y)
@@ -56,9 +54,7 @@ def convolve(
     if plus is None:
         y = conv(x, weight, bias, padding, ones, ones, 1, "none", [], "")
     else:
-        y = conv.binary(
-            x, channels_last(plus), weight, bias, padding, ones, ones, 1, "add", None, None, [], None
-        )
+        y = conv.binary(x, channels_last(plus), weight, bias, padding, ones, ones, 1, "add", None, None, [], None)
     return channels_last(y)
 
 

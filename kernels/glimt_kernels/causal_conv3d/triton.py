@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from glimt_kernels.causal_conv3d import tiles
-from glimt_kernels.causal_conv3d.tiles import Layer
 from glimt_kernels.causal_conv3d.call import empty, frames_dense, result_shape
+from glimt_kernels.causal_conv3d.tiles import Layer
 from glimt_kernels.linear_quant.tiles import arch_of
 from glimt_kernels.triton_env import jit, on_device_of, tl
 
@@ -60,6 +60,52 @@ def _store(at, value, rows, columns, COLUMNS_MASKED: tl.constexpr):
         tl.store(at, narrow, mask=rows[:, None] & columns[None, :])
     else:
         tl.store(at, narrow, mask=rows[:, None])
+
+
+@jit
+def _finish(
+    sums,
+    bias,
+    plus,
+    gamma,
+    out,
+    normed,
+    inside,
+    left,
+    root,
+    N_PARTS: tl.constexpr,
+    N_STARTS: tl.constexpr,
+    MASKED: tl.constexpr,
+    BIASED: tl.constexpr,
+    PLUS: tl.constexpr,
+    NORM: tl.constexpr,
+    KEEP: tl.constexpr,
+):
+    """Bias, residual and norm on accumulators of ``left`` channels; each tensor at its first one, of each pixel."""
+    values = ()
+    squares = tl.zeros_like(inside).to(tl.float32)
+    for part in tl.static_range(len(N_PARTS)):
+        n = N_STARTS[part] + tl.arange(0, tl.constexpr(N_PARTS[part]))
+        there = n < left
+        value = sums[part]
+        if BIASED:
+            value += tl.load(bias + n, mask=there, other=0.0).to(tl.float32)[None, :]
+        if PLUS:
+            value += _load(plus + n[None, :], inside, there, True, MASKED).to(tl.float32)
+        if KEEP:
+            _store(out + n[None, :], value, inside, there, MASKED)
+        if NORM:  # of what is stored, or would be
+            value = value.to(normed.dtype.element_ty).to(tl.float32)
+            squares += tl.sum(value * value, 1)
+        values = values + (value,)  # noqa: RUF005
+    if NORM:
+        norm = tl.sqrt(squares)
+        # Not the maximum of both: a NaN must stay one.
+        factor = (root / tl.where(norm < 1e-12, 1e-12, norm))[:, None]
+        for part in tl.static_range(len(N_PARTS)):
+            n = N_STARTS[part] + tl.arange(0, tl.constexpr(N_PARTS[part]))
+            y = values[part] * factor * tl.load(gamma + n, mask=n < left, other=0.0).to(tl.float32)[None, :]
+            _store(normed + n[None, :], y / (1.0 + tl.exp(-y)), inside, n < left, MASKED)
 
 
 @jit
@@ -164,30 +210,24 @@ def convolve(
     to = ((sample * frames + frame) * area + pixel)[:, None] * N + first
     plus += sample * plus_sample + frame.to(tl.int64) * plus_frame
     plus_at = pixel.to(tl.int64)[:, None] * N + first
-    values = ()
-    squares = tl.zeros([M_TILE], tl.float32)
-    for part in tl.static_range(len(N_PARTS)):
-        n = N_STARTS[part] + tl.arange(0, tl.constexpr(N_PARTS[part]))
-        there = n < N - first
-        value = sums[part]
-        if BIASED:
-            value += tl.load(bias + first + n, mask=there, other=0.0).to(tl.float32)[None, :]
-        if PLUS:
-            value += _load(plus + plus_at + n[None, :], inside, there, True, N % N_TILE > 0).to(tl.float32)
-        if KEEP:
-            _store(out + to + n[None, :], value, inside, there, N % N_TILE > 0)
-        if NORM:  # of what is stored, or would be
-            value = value.to(out.dtype.element_ty).to(tl.float32)
-            squares += tl.sum(value * value, 1)
-        values = values + (value,)  # noqa: RUF005
-    if NORM:
-        norm = tl.sqrt(squares)
-        # Not the maximum of both: a NaN must stay one.
-        factor = (root / tl.where(norm < 1e-12, 1e-12, norm))[:, None]
-        for part in tl.static_range(len(N_PARTS)):
-            n = N_STARTS[part] + tl.arange(0, tl.constexpr(N_PARTS[part]))
-            y = values[part] * factor * tl.load(gamma + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
-            _store(normed + to + n[None, :], y / (1.0 + tl.exp(-y)), inside, n < N, N % N_TILE > 0)
+    _finish(
+        sums,
+        bias + first,
+        plus + plus_at,
+        gamma,
+        out + to,
+        normed + to,
+        inside,
+        N - first,
+        root,
+        N_PARTS,
+        N_STARTS,
+        N % N_TILE > 0,
+        BIASED,
+        PLUS,
+        NORM,
+        KEEP,
+    )
 
 
 def run(
@@ -213,7 +253,7 @@ def run(
         normed: gamma [N], and where the norm of the result with SiLU is written.
         arch: the chip, if not that of ``x``; for tests.
     """
-    samples, channels, frames, height, width = x.shape
+    samples, _, frames, height, width = x.shape
     layer = tiles.layer_of(weight, place)
     epilogue = {"bias": bias is not None, "plus": plus is not None, "norm": normed is not None}
     chip = arch_of(x) if arch is None else arch

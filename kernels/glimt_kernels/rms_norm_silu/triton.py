@@ -4,7 +4,8 @@
 
 Bytes, X elements: 2 X; gamma and bias come from L2. The floor is the copy rate. An exponential and a reciprocal stand
 behind each element, which is more than half of what a GPU can do of them while it copies: channels that do not exist
-would cost time. A row is therefore not padded but read in up to five equal pieces (96 = 3 x 32, 160 = 5 x 32). Launch shape in :func:`launch`; each that is shipped is in :data:`BUILDS`.
+would cost time. A row is therefore not padded but read in up to five equal pieces (96 = 3 x 32, 160 = 5 x 32). Launch
+shape in :func:`launch`; each that is shipped is in :data:`BUILDS`.
 """
 
 from __future__ import annotations
