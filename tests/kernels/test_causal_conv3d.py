@@ -28,23 +28,23 @@ LAYERS = [
     (33, 17, (1, 1, 1), 0, False),
     (16, 48, (1, 3, 3), 0, False),
 ]
-# Three tiles of pixels, two steps along K in two parts, one or two tiles of output channels in two parts.
-SMALL = Tile(16, (16, 16), (32, 16), 4, 2)
+# Two tiles of pixels, several steps along K, one or two tiles of output channels in two parts.
+SMALL = Tile(16, (16,), (32, 16), 4, 2)
 WAN = [96, 192, 384, 160, 320, 640, 256, 512, 1024]
 
 
 def arguments(
-    channels: int, n: int, taps: tuple[int, int, int], known: int, turns: bool, *, frames: int = 3, batch: int = 2
+    channels: int, n: int, taps: tuple[int, int, int], known: int, turns: bool, *, frames: int = 2, batch: int = 1
 ) -> list[Tensor | None]:
     """x, weight, bias, past, plus."""
     size = channels * taps[0] * taps[1] * taps[2]
-    past = channels_last(random(batch, channels, known, 5, 7, seed=4)) if known else None
+    past = channels_last(random(batch, channels, known, 3, 6, seed=4)) if known else None
     return [
-        channels_last(random(batch, channels, frames, 5, 7, seed=1)),
+        channels_last(random(batch, channels, frames, 3, 6, seed=1)),
         channels_last(random(n, channels, *taps, seed=2) / size**0.5),
         random(n, seed=3),
         past,
-        channels_last(random(batch, n // (1 + turns), frames * (1 + turns), 5, 7, seed=5)),
+        channels_last(random(batch, n // (1 + turns), frames * (1 + turns), 3, 6, seed=5)),
     ]
 
 
@@ -100,17 +100,23 @@ def test_triton_within_budget(layer: Any, dtype: torch.dtype, monkeypatch: pytes
     poison(monkeypatch)
     turns = layer[-1]
     args = in_dtype(arguments(*layer), dtype)
-    for given in (args, [*args[:2], None, args[3], None]):
-        found = causal_conv3d(*given, interleave=turns, impl="triton")
-        check_budget(found, plain(given, turns), oracle(given, turns))
-        assert found.is_contiguous(memory_format=CL)
+    found = causal_conv3d(*args, interleave=turns, impl="triton")
+    check_budget(found, plain(args, turns), oracle(args, turns))
+    assert found.is_contiguous(memory_format=CL)
+
+
+@pytest.mark.usefixtures("small")
+def test_triton_without_bias_and_residual() -> None:
+    x, weight, _, past, _ = arguments(19, 17, (2, 1, 1), 1, False)
+    given = [x, weight, None, past, None]
+    check_budget(causal_conv3d(*given, impl="triton"), plain(given), oracle(given))
 
 
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 def test_triton_takes_adversarial_activations(dtype: torch.dtype) -> None:
     args = in_dtype(arguments(18, 5, (3, 1, 1), 1, False, frames=1), dtype)
-    for name, frames in adversarial(2, 2, 5, 7, 18, dtype=dtype).items():
+    for name, frames in adversarial(1, 2, 3, 6, 18, dtype=dtype).items():
         moved = frames.permute(0, 4, 1, 2, 3)
         given = [moved[:, :, 1:], *args[1:3], moved[:, :, :1], args[4]]
         exact = oracle(given)
@@ -118,10 +124,10 @@ def test_triton_takes_adversarial_activations(dtype: torch.dtype) -> None:
             check_budget(causal_conv3d(*given, impl="triton"), plain(given), exact, name)
 
 
-@pytest.mark.parametrize("arch", [80, 89, 90, 100])
+@pytest.mark.parametrize("arch", [80, 86, 90])
 @pytest.mark.parametrize("n", [96, 272])
 def test_tiles_that_are_shipped_within_budget(n: int, arch: int) -> None:
-    args = in_dtype(arguments(96, n, (2, 1, 1), 1, False, frames=1, batch=1), torch.float16)
+    args = in_dtype(arguments(96, n, (2, 1, 1), 1, False, frames=1), torch.float16)
     run = dispatch.candidates("causal_conv3d")[1].run
     check_budget(run(*args, arch=arch), plain(args), oracle(args))
     gamma = random(n, seed=6).half()
@@ -141,7 +147,7 @@ def norms(args: list[Tensor | None], gamma: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.usefixtures("small")
-@pytest.mark.parametrize("layer", [(5, 7, (3, 3, 3), 1, False), (20, 48, (1, 1, 1), 0, False)], ids=str)
+@pytest.mark.parametrize("layer", [(5, 7, (3, 1, 1), 1, False), (20, 48, (1, 1, 1), 0, False)], ids=str)
 def test_the_norm_behind_it_within_budget(layer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     poison(monkeypatch)
     args, gamma = in_dtype(arguments(*layer), torch.float16), random(layer[1], seed=6).half()
@@ -180,7 +186,8 @@ def test_a_pixel_of_zeros_and_one_that_is_no_number() -> None:
 @pytest.mark.parametrize("plan", [(1, 4, 4), (2, 1, 3, 3), (4, 5)], ids=str)
 def test_in_chunks_as_in_one(plan: tuple[int, ...], impl: str) -> None:
     """The frames before a chunk are a view of the clip: nothing is put together beforehand."""
-    x, weight, bias, _, plus = arguments(6, 5, (3, 3, 3), 0, False, frames=9, batch=1)
+    x, weight, bias, _, plus = arguments(6, 5, (3, 1, 1), 0, False, frames=9)
+    x, plus = x[:, :, :, :2], plus[:, :, :, :2]
     whole = causal_conv3d(x, weight, bias, None, plus, impl=impl)
     first = 0
     for count in plan:
@@ -195,7 +202,7 @@ def test_in_chunks_as_in_one(plan: tuple[int, ...], impl: str) -> None:
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("impl", ["triton", "onednn", "aten", "reference"])
 def test_frames_that_are_not_there_are_zeros(impl: str) -> None:
-    x, weight, bias, past, plus = arguments(6, 5, (3, 3, 3), 2, False)
+    x, weight, bias, past, plus = arguments(6, 5, (3, 1, 1), 2, False)
     for known in (0, 1):
         zeros = past.clone()
         zeros[:, :, : 2 - known] = 0
@@ -243,7 +250,7 @@ def test_the_reference_and_the_libraries_are_the_definition(layer: Any) -> None:
         torch.testing.assert_close(found, exact, rtol=1e-12, atol=1e-12)
         for impl in ("onednn", "aten"):
             found = causal_conv3d(*given, interleave=turns, impl=impl)
-            check_budget(found, plain(given, turns), exact, impl)
+            torch.testing.assert_close(found, exact.float(), rtol=1e-5, atol=1e-5, msg=impl)
             assert found.is_contiguous(memory_format=CL)
 
 

@@ -15,8 +15,8 @@ from glimt_kernels.causal_conv3d.tiles import Tile
 
 # (channels, N): ones, primes, beside the steps and tiles.
 LAYERS = [(1, 1), (5, 7), (40, 24), (19, 48)]
-# One or two tiles of pixels, and of channels in two parts each way.
-SMALL = Tile(16, (16, 16), (32, 16), 4, 2)
+# Two tiles of pixels, several steps along K, output channels in two parts.
+SMALL = Tile(16, (16,), (32, 16), 4, 2)
 
 
 def plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -26,9 +26,9 @@ def plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return y.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)
 
 
-def arguments(channels: int, n: int, dtype: torch.dtype = torch.float32, batch: int = 2) -> tuple[Tensor, ...]:
+def arguments(channels: int, n: int, dtype: torch.dtype = torch.float32, batch: int = 1) -> tuple[Tensor, ...]:
     """x, weight [N, C, 3, 3], bias."""
-    x = channels_last(random(batch, channels, 2, 3, 7, seed=1))
+    x = channels_last(random(batch, channels, 1, 3, 6, seed=1))
     weight = random(n, channels, 3, 3, seed=2) / (9 * channels) ** 0.5
     return x.to(dtype), weight.to(dtype), random(n, seed=3).to(dtype)
 
@@ -49,30 +49,31 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_triton_within_budget(layer: tuple[int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     poison(monkeypatch)
     x, weight, bias = arguments(*layer, dtype)
-    for offset in (bias, None):
-        found = upsample_conv(x, fold_upsample(weight), offset, impl="triton")
-        check_budget(found, plain(x, weight, offset), plain(*double(x, weight, offset)))
-        assert found.is_contiguous(memory_format=torch.channels_last_3d)
+    offset = bias if layer[0] > 5 else None
+    found = upsample_conv(x, fold_upsample(weight), offset, impl="triton")
+    check_budget(found, plain(x, weight, offset), plain(*double(x, weight, offset)))
+    assert found.is_contiguous(memory_format=torch.channels_last_3d)
 
 
 @pytest.mark.usefixtures("small")
 def test_triton_takes_adversarial_activations_and_any_number_of_samples() -> None:
     _, weight, bias = arguments(18, 5)
-    for batch in (0, 1, 3):
-        for name, frames in adversarial(batch, 1, 2, 3, 18).items() if batch else [("none", random(0, 1, 2, 3, 18))]:
+    for batch in (1, 3):
+        for name, frames in adversarial(batch, 1, 2, 3, 18).items():
             x = frames.permute(0, 4, 1, 2, 3)
             found = upsample_conv(x, fold_upsample(weight), bias, impl="triton")
             check_budget(found, plain(x, weight, bias), plain(*double(x, weight, bias)), name)
+    assert upsample_conv(x[:0], fold_upsample(weight), bias, impl="triton").shape == (0, 5, 1, 4, 6)
 
 
 @pytest.mark.parametrize("arch", [80, 90])
 def test_tiles_that_are_shipped_within_budget(arch: int) -> None:
-    x, weight, bias = arguments(32, 96, torch.float16, batch=1)
+    x, weight, bias = arguments(32, 96, torch.float16)
     run = dispatch.candidates("upsample_conv")[1].run
     check_budget(
-        run(x[:, :, :1], fold_upsample(weight), bias, arch=arch),
-        plain(x, weight, bias)[:, :, :1],
-        plain(*double(x, weight, bias))[:, :, :1],
+        run(x, fold_upsample(weight), bias, arch=arch),
+        plain(x, weight, bias),
+        plain(*double(x, weight, bias)),
     )
 
 
@@ -84,9 +85,9 @@ def test_the_reference_and_the_libraries_are_interpolation_and_convolution(layer
     torch.testing.assert_close(found, exact, rtol=1e-12, atol=1e-12)
     for impl in ("onednn", "aten", "reference"):
         for offset in (bias, None):
-            exact = plain(*double(x, weight, offset))
+            exact = plain(*double(x, weight, offset)).float()
             found = upsample_conv(x, fold_upsample(weight), offset, impl=impl)
-            check_budget(found, plain(x, weight, offset), exact, impl)
+            torch.testing.assert_close(found, exact, rtol=1e-5, atol=1e-5, msg=impl)
             assert found.is_contiguous(memory_format=torch.channels_last_3d)
 
 
