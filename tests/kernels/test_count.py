@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from glimt_kernels import ada_norm, linear, rms_norm_silu
+from glimt_kernels import ada_norm, causal_conv3d_norm, linear, rms_norm_silu
 from glimt_kernels.count import Count
 
 
@@ -64,6 +64,20 @@ def test_what_is_no_kernel_on_a_gpu_counts_as_what_it_calls() -> None:
     with torch.no_grad(), Count() as count:
         rms_norm_silu(x.double(), weight)
     assert count.launches > 3 and not any(call.name.startswith("glimt") for call in count.calls)
+
+
+def test_a_convolution_and_its_norm_are_one_launch_where_the_channels_fit_it() -> None:
+    names = {}
+    for channels in (384, 512):
+        x = torch.empty(1, channels, 4, 6, 8, dtype=torch.bfloat16, device="meta")
+        weight, row = x.new_empty(channels, channels, 3, 3, 3), x.new_empty(channels)
+        with torch.no_grad(), Count() as count:
+            causal_conv3d_norm(x, weight, row, x[:, :, :2], x, row)
+        names[channels] = [(call.name, call.kind) for call in count.calls]
+        if channels == 384:  # half of x before it, x, the residual and two results
+            assert count.traffic_bytes() == 2 * (4 * x.numel() + x.numel() // 2 + weight.numel() + 2 * channels)
+    assert names[384] == [("glimt::causal_conv3d_norm", "matrix")]
+    assert names[512] == [("glimt::causal_conv3d", "matrix"), ("glimt::rms_norm_silu", "other")]
 
 
 def test_inference_mode_hides_copies_and_is_refused() -> None:

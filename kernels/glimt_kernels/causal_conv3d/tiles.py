@@ -138,14 +138,21 @@ _MATRIX = {arch: {90: "HGMMA", 100: "UTC"}.get(arch, "HMMA") for arch in ARCHS}
 
 
 def builds(
-    kernel: Any, op: str, case: str, layer: Layer, dtype: torch.dtype = torch.bfloat16, **epilogue: bool
+    kernel: Any,
+    op: str,
+    case: str,
+    layer: Layer,
+    dtype: torch.dtype = torch.bfloat16,
+    *,
+    plus: bool = False,
+    norm: bool = False,
 ) -> Iterator[Build]:
-    """One build of a layer for all chips that are launched alike; ``epilogue`` as for :func:`launch`, with a bias."""
+    """One build of a layer with a bias for all chips that are launched alike."""
     alike: dict[str, list[int]] = {}
     for arch in ARCHS:
-        alike.setdefault(repr(launch(arch, dtype, layer, bias=True, **epilogue)), []).append(arch)
+        alike.setdefault(repr(launch(arch, dtype, layer, bias=True, plus=plus, norm=norm)), []).append(arch)
     for archs in alike.values():
-        constants, options = launch(archs[0], dtype, layer, bias=True, **epilogue)
+        constants, options = launch(archs[0], dtype, layer, bias=True, plus=plus, norm=norm)
         yield Build(
             op=op,
             case=f"{NAMES[dtype]} {case}",

@@ -97,7 +97,7 @@ def _finish(
         if NORM:  # of what is stored, or would be
             value = value.to(normed.dtype.element_ty).to(tl.float32)
             squares += tl.sum(value * value, 1)
-        values = values + (value,)  # noqa: RUF005
+        values = values + (value,)  # type: ignore[assignment]  # noqa: RUF005
     if NORM:
         norm = tl.sqrt(squares)
         # Not the maximum of both: a NaN must stay one.
@@ -176,7 +176,7 @@ def convolve(
 
     sums = ()
     for part in tl.static_range(len(N_PARTS)):
-        sums = sums + (tl.zeros([M_TILE, tl.constexpr(N_PARTS[part])], tl.float32),)  # noqa: RUF005
+        sums = sums + (tl.zeros([M_TILE, tl.constexpr(N_PARTS[part])], tl.float32),)  # type: ignore[assignment]  # noqa: RUF005
     begin = tl.maximum(TIMES - 1 - known - frame, 0) * SPACE * BLOCKS
     for k in tl.range(begin, TIMES * SPACE * BLOCKS):
         tap = k // BLOCKS
@@ -195,7 +195,7 @@ def convolve(
                 n = N_STARTS[part] + tl.arange(0, tl.constexpr(N_PARTS[part]))
                 b_at = weight + n[None, :] * K + (tap * CHANNELS + start) + step[:, None]
                 b = _load(b_at, step < CHANNELS - start, n < N - first, CHANNELS % K_TILE > 0, N % N_TILE > 0)
-                following = following + (tl.dot(a, b, sums[part], input_precision="tf32x3"),)  # noqa: RUF005
+                following = following + (tl.dot(a, b, sums[part], input_precision="tf32x3"),)  # type: ignore[assignment]  # noqa: RUF005
             sums = following
 
     # Where this goes, counted in frames and in pixels of a frame.
@@ -321,19 +321,17 @@ def causal_conv3d_norm(
     return normed, x.new_empty(0) if out is None else out
 
 
-_PLUS = {"plus": True}
-_NORM = {"plus": True, "norm": True}
 BUILDS = [
-    *tiles.builds(convolve, "causal_conv3d", "96", Layer(96, 96), **_PLUS),
-    *tiles.builds(convolve, "causal_conv3d", "192", Layer(192, 192), **_PLUS),
-    *tiles.builds(convolve, "causal_conv3d", "384", Layer(384, 384), **_PLUS),
-    *tiles.builds(convolve, "causal_conv3d", "time 384", Layer(384, 384, (3, 1, 1), "frames"), plus=False),
-    *tiles.builds(convolve, "causal_conv3d", "1x1x1 192 to 384", Layer(192, 384, (1, 1, 1)), plus=False),
-    *tiles.builds(convolve, "causal_conv3d", "96 to 3", Layer(96, 3), plus=False),  # the picture
-    *tiles.builds(convolve, "causal_conv3d", "96", Layer(96, 96), torch.float32, **_PLUS),
+    *tiles.builds(convolve, "causal_conv3d", "96", Layer(96, 96), plus=True),
+    *tiles.builds(convolve, "causal_conv3d", "192", Layer(192, 192), plus=True),
+    *tiles.builds(convolve, "causal_conv3d", "384", Layer(384, 384), plus=True),
+    *tiles.builds(convolve, "causal_conv3d", "time 384", Layer(384, 384, (3, 1, 1), "frames")),
+    *tiles.builds(convolve, "causal_conv3d", "1x1x1 192 to 384", Layer(192, 384, (1, 1, 1))),
+    *tiles.builds(convolve, "causal_conv3d", "96 to 3", Layer(96, 3)),  # the picture
+    *tiles.builds(convolve, "causal_conv3d", "96", Layer(96, 96), torch.float32, plus=True),
     *(
         build
         for n in (96, 192, 384, 256)  # Wan 2.1; 2.2
-        for build in tiles.builds(convolve, "causal_conv3d_norm", str(n), Layer(n, n), **_NORM)
+        for build in tiles.builds(convolve, "causal_conv3d_norm", str(n), Layer(n, n), plus=True, norm=True)
     ),
 ]

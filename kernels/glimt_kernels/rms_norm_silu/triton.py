@@ -45,7 +45,7 @@ def _kernel(
     total = tl.zeros([ROWS], tl.float32)
     for part in tl.static_range(PARTS):
         value = tl.load(at + part * PIECE, mask=inside, other=0.0).to(tl.float32)
-        pieces = pieces + (value,)  # noqa: RUF005
+        pieces = pieces + (value,)  # type: ignore[assignment]  # noqa: RUF005
         total += tl.sum(value * value, 1)
     norm = tl.sqrt(total)
     # Not the maximum of both: a NaN must stay one.

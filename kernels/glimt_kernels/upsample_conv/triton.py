@@ -33,6 +33,5 @@ BUILDS = [
         "upsample_conv",
         f"{channels} to {channels // 2}",
         Layer(channels, channels // 2, (1, 2, 2), "pixels"),
-        plus=False,
     )
 ]

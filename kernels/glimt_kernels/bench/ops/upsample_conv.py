@@ -24,7 +24,7 @@ def workload(name: str, shape: Shape, dtype: torch.dtype, device: torch.device) 
     def double(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         frames = x.transpose(1, 2).flatten(0, 1)
         y = F.conv2d(F.interpolate(frames, scale_factor=2.0, mode="nearest-exact"), weight, bias, padding=1)
-        return y.unflatten(0, (x.shape[0], -1)).transpose(1, 2)
+        return y.view(x.shape[0], -1, *y.shape[1:]).transpose(1, 2)
 
     def eager(x: Tensor, folded: Tensor, bias: Tensor) -> Tensor:
         return double(x, weight, bias)
