@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from glimt_kernels.resources import SHARED_LIMIT
-from glimt_kernels.triton_env import ARCHS, Build
+from glimt_kernels.triton_env import ARCHS, VERSION, Build
 
 # Output channels whose norm fits the program that makes them.
 FUSED = 384
@@ -87,6 +87,8 @@ def tile(arch: int, dtype: torch.dtype, layer: Layer, *, norm: bool = False) -> 
     # From the second-level cache comes (m + n) / (m n) of a byte for each product: on sm_90, too much for 128 pixels.
     if arch == 90 and sum(n) <= 96:
         m = 256
+    if VERSION < (3, 7) and arch < 90 and layer.place == "pixels" and n == (64, 32):
+        n = (32, 32, 32)  # there 64 + 32 spill 16 bytes
     return _with_stages(arch, Tile(m, _step(layer.channels, 64), n, 8, 3), 2)
 
 
