@@ -143,7 +143,7 @@ GLIMT_DEVICE void copy_frames(const FramesMap& map, uint64_t* barrier, void* sha
                                         static_cast<uint16_t>(right), static_cast<uint16_t>(down), 0);
 }
 GLIMT_DEVICE void copy_weights(const WeightsMap& map, uint64_t* barrier, void* shared, int in, int out, int place) {
-    constexpr auto kKeep = static_cast<uint64_t>(cute::TMA::CacheHintSm90::EVICT_LAST); // all blocks read them
+    constexpr auto kKeep = static_cast<uint64_t>(cute::TMA::CacheHintSm90::EVICT_LAST);  // all blocks read them
     cute::SM90_TMA_LOAD_4D::copy(&map.map, barrier, kKeep, shared, in, out, place, 0);
 }
 
@@ -186,7 +186,7 @@ GLIMT_DEVICE void multiply_wait() {
 GLIMT_DEVICE uint64_t rows_of_64_bytes(const void* shared) {
     cute::GmmaDescriptor descriptor;
     descriptor.bitfield.start_address_ = static_cast<uint16_t>(cute::cast_smem_ptr_to_uint(shared) >> 4);
-    descriptor.bitfield.leading_byte_offset_ = 1; // not used in this layout
+    descriptor.bitfield.leading_byte_offset_ = 1;  // not used in this layout
     descriptor.bitfield.stride_byte_offset_ = 8 * 64 >> 4;
     descriptor.bitfield.layout_type_ = static_cast<uint8_t>(cute::SM90::GMMA::LayoutType::B64);
     return descriptor;
@@ -208,6 +208,6 @@ GLIMT_DEVICE void multiply_64(float* c, const void* a, const void* b) {
     multiply_64_as<Instruction>(c, rows_of_64_bytes(a), rows_of_64_bytes(b), std::make_index_sequence<kColumns / 2>());
 }
 
-} // namespace glimt::ops
+}  // namespace glimt::ops
 
 #endif

@@ -30,4 +30,4 @@ int launch_ampere(const conv::Conv& p, void* stream) {
     return cudaGetLastError();
 }
 
-} // namespace glimt::cuda
+}  // namespace glimt::cuda

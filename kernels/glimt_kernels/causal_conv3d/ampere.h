@@ -22,7 +22,7 @@ struct Ampere {
     const Conv& p;
     unsigned char* shared;
     Tile tile;
-    const uint16_t* frames[kInputs]; // null: zeros
+    const uint16_t* frames[kInputs];  // null: zeros
     int taps;
 
     GLIMT_DEVICE Ampere(const Conv& conv, const Tiling& tiling, unsigned char* memory)
@@ -89,12 +89,12 @@ struct Ampere {
         Step step;
 #pragma unroll
         for (int s = 0; s < kStages - 1; ++s, step.next(p, shape())) {
-            load(step, s); // there are nine steps at least
+            load(step, s);  // there are nine steps at least
             ops::commit_copies();
         }
         for (int k = 0, stage = 0; k < steps; ++k) {
             ops::wait_copies<kStages - 2>();
-            ops::sync(); // the stage is there for all, and the one before it is free
+            ops::sync();  // the stage is there for all, and the one before it is free
             if (k + kStages - 1 < steps) load(step, stage == 0 ? kStages - 1 : stage - 1);
             step.next(p, shape());
             ops::commit_copies();
@@ -106,4 +106,4 @@ struct Ampere {
     }
 };
 
-} // namespace glimt::conv
+}  // namespace glimt::conv

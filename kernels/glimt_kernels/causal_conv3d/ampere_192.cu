@@ -4,4 +4,4 @@ namespace glimt::cuda {
 
 template int launch_ampere<192, 1>(const conv::Conv&, void*);
 
-} // namespace glimt::cuda
+}  // namespace glimt::cuda

@@ -13,31 +13,18 @@
 namespace glimt::conv {
 
 // Two channels of bfloat16 in a word, the first in the low half.
-GLIMT_BOTH float low(uint32_t word) {
+GLIMT_DEVICE float low(uint32_t word) {
     return ops::as_float(word << 16);
 }
-GLIMT_BOTH float high(uint32_t word) {
+GLIMT_DEVICE float high(uint32_t word) {
     return ops::as_float(word & 0xffff0000u);
 }
-GLIMT_BOTH uint32_t rounded(float value) {
-    const uint32_t bits = ops::as_bits(value);
-    if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fffu; // NaN: the sum below could carry it into an infinity
-    return (bits + 0x7fffu + (bits >> 16 & 1)) >> 16;
-}
-GLIMT_BOTH uint32_t packed(float first, float second) {
-#ifdef __CUDA_ARCH__
-    return ops::pack_bf16(first, second);
-#else
-    return rounded(first) | rounded(second) << 16;
-#endif
-}
-
-GLIMT_BOTH float silu(float y) {
+GLIMT_DEVICE float silu(float y) {
     return ops::quotient(y, 1.0f + ops::exp(-y));
 }
 
 // sqrt(channels) / max(||y||, 1e-12)
-GLIMT_BOTH float norm_factor(float squares, int channels) {
+GLIMT_DEVICE float norm_factor(float squares, int channels) {
     return sqrtf(static_cast<float>(channels)) * ops::rsqrt(squares < 1e-24f ? 1e-24f : squares);
 }
 
@@ -62,9 +49,10 @@ struct RowOf {
     static constexpr int kBlocks = kChannels / 8;
 
     const Conv& p;
-    int64_t at;  // element of its first channel in y, plus and normed
-    int channel; // the first of the tile
-    bool exists; // false for rows behind the last pixel, which take part in the exchanges all the same
+    int64_t at;       // element of its first channel in y and normed
+    int64_t plus_at;  // in plus
+    int channel;      // the first of the tile
+    bool exists;      // false for rows behind the last pixel, which take part in the exchanges all the same
 
     GLIMT_DEVICE int quad() const { return ops::lane() & 3; }
 
@@ -86,7 +74,7 @@ struct RowOf {
 #pragma unroll
         for (int four = 0; four < kBlocks; four += 4) {
             uint32_t w[4] = {};
-            if (exists) ops::read_words(w, p.plus + at + 8 * (four + quad()));
+            if (exists) ops::read_words(w, p.plus + plus_at + 8 * (four + quad()));
             transpose_in_quad(w);
 #pragma unroll
             for (int j = 0; j < 4; ++j)
@@ -100,16 +88,20 @@ struct RowOf {
             uint32_t w[4];
 #pragma unroll
             for (int j = 0; j < 4; ++j)
-                w[j] = packed(acc[4 * (four + j)], acc[4 * (four + j) + 1]);
+                w[j] = ops::pack_bf16(acc[4 * (four + j)], acc[4 * (four + j) + 1]);
             transpose_in_quad(w);
             if (exists) ops::write_words(to + at + 8 * (four + quad()), w);
         }
     }
 
-    // Of the float32 values, before they are rounded for y.
+    // Of what y is rounded to, whether it is wanted or not.
     GLIMT_DEVICE void norm_and_silu(float* acc) const {
         float squares = 0;
-        each(acc, [&](int, float& a, float& b) { squares += a * a + b * b; });
+        each(acc, [&](int, float& a, float& b) {
+            const uint32_t word = ops::pack_bf16(a, b);
+            a = low(word), b = high(word);
+            squares += a * a + b * b;
+        });
         squares += ops::as_float(ops::shuffle_xor(ops::as_bits(squares), 1));
         squares += ops::as_float(ops::shuffle_xor(ops::as_bits(squares), 2));
         const float factor = norm_factor(squares, kChannels);
@@ -124,14 +116,15 @@ struct RowOf {
 template <int kChannels, int kFrames>
 GLIMT_DEVICE void finish(const Conv& p, const Tile& tile, int row, float (&sums)[kFrames][kChannels / 2]) {
     const int pixels = p.height * p.width, first = tile.pixel + row;
-    const int64_t start = output_at(p, tile, 0, first);
+    const int64_t start = output_at(p, tile, 0, first), plus_start = plus_at(p, tile, 0, first);
 #pragma unroll
     for (int f = 0; f < kFrames; ++f) {
         if (f >= tile.frames) break;
 #pragma unroll
         for (int v = 0; v < 2; ++v) {
             const int64_t at = start + (int64_t{f} * pixels + 8 * v) * p.out;
-            const RowOf<kChannels> one{p, at, tile.channel, first + 8 * v < pixels};
+            const int64_t plus = plus_start + f * p.plus_frame + 8 * v * p.out;
+            const RowOf<kChannels> one{p, at, plus, tile.channel, first + 8 * v < pixels};
             float* mine = sums[f] + 2 * v;
             if (p.bias) one.add_bias(mine);
             if (p.plus) one.add_plus(mine);
@@ -144,4 +137,4 @@ GLIMT_DEVICE void finish(const Conv& p, const Tile& tile, int row, float (&sums)
     }
 }
 
-} // namespace glimt::conv
+}  // namespace glimt::conv

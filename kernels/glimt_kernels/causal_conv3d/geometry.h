@@ -18,10 +18,10 @@
 
 namespace glimt::conv {
 
-constexpr int kTaps = 3;         // frames, lines and columns that an output pixel sees
-constexpr int kPlaces = 9;       // in space
-constexpr int kElementBytes = 2; // bfloat16
-constexpr int kMapAlign = 16;    // bytes: TMA and 128-bit copies
+constexpr int kTaps = 3;          // frames, lines and columns that an output pixel sees
+constexpr int kPlaces = 9;        // in space
+constexpr int kElementBytes = 2;  // bfloat16
+constexpr int kMapAlign = 16;     // bytes: TMA and 128-bit copies
 
 // A call. Channels are innermost in memory, lines and columns of a frame lie together; steps are in elements.
 struct Conv {
@@ -29,12 +29,12 @@ struct Conv {
     const uint16_t* past;    // [batch, past_frames, height, width, in]: what came before x
     const uint16_t* weight;  // [out, 3, 3, 3, in]
     const uint16_t* bias;    // [out], or null
-    const uint16_t* plus;    // as y, or null: added
+    const uint16_t* plus;    // [batch, frames, height, width, out], or null: added
     const uint16_t* gamma;   // [out], or null: no norm
     uint16_t* y;             // [batch, frames, height, width, out], or null where only `normed` is wanted
     uint16_t* normed;        // the same, with gamma: silu(rms_norm(y) * gamma)
     int batch, frames, past_frames, height, width, in, out;
-    int64_t x_batch, x_frame, past_batch, past_frame;
+    int64_t x_batch, x_frame, past_batch, past_frame, plus_batch, plus_frame;
 };
 
 struct TileShape {
@@ -42,8 +42,8 @@ struct TileShape {
     int stages, threads;
 
     GLIMT_BOTH constexpr int inputs() const { return frames + kTaps - 1; }
-    GLIMT_BOTH constexpr int input_bytes() const { return pixels * depth * kElementBytes; }    // of one frame
-    GLIMT_BOTH constexpr int weight_bytes() const { return channels * depth * kElementBytes; } // of one tap in time
+    GLIMT_BOTH constexpr int input_bytes() const { return pixels * depth * kElementBytes; }     // of one frame
+    GLIMT_BOTH constexpr int weight_bytes() const { return channels * depth * kElementBytes; }  // of one tap in time
     GLIMT_BOTH constexpr int stage_bytes() const { return inputs() * input_bytes() + kTaps * weight_bytes(); }
 };
 
@@ -71,8 +71,8 @@ GLIMT_BOTH constexpr TileShape tile_shape(bool hopper, int out) {
 }
 
 struct Tile {
-    int batch, frame, frames; // its first frame, and how many it has (fewer at the end)
-    int pixel, channel;       // its first ones
+    int batch, frame, frames;  // its first frame, and how many it has (fewer at the end)
+    int pixel, channel;        // its first ones
 };
 
 GLIMT_BOTH constexpr int ceil_div(int a, int b) {
@@ -82,7 +82,7 @@ GLIMT_BOTH constexpr int ceil_div(int a, int b) {
 // How many tiles there are along each axis, innermost first. Blocks of channels are innermost: those that read the same
 // input run at the same time.
 struct Tiling {
-    int blocks, columns, groups, count; // of channels, of pixels, of frames; in all
+    int blocks, columns, groups, count;  // of channels, of pixels, of frames; in all
 };
 
 inline Tiling tiling_of(const Conv& p, TileShape s) {
@@ -104,8 +104,8 @@ GLIMT_BOTH Tile tile_at(const Conv& p, TileShape s, const Tiling& tiling, int in
 }
 
 struct Step {
-    int line = 0, column = 0; // 0, 1, 2: the pixel above or to the left, its own, the one below or to the right
-    int channel = 0;          // first of the slice
+    int line = 0, column = 0;  // 0, 1, 2: the pixel above or to the left, its own, the one below or to the right
+    int channel = 0;           // first of the slice
 
     GLIMT_BOTH void next(const Conv& p, TileShape s) {
         channel += s.depth;
@@ -158,9 +158,13 @@ GLIMT_BOTH int64_t weight_at(const Conv& p, const Step& step, int channel, int t
     return ((int64_t{1} * channel * kTaps + tap) * kPlaces + place) * p.in + step.channel;
 }
 
+// The first output channel of a tile at a pixel of a frame of a sample: outputs lie together, `plus` may not.
 GLIMT_BOTH int64_t output_at(const Conv& p, const Tile& tile, int frame, int pixel) {
-    const int64_t line = (int64_t{1} * tile.batch * p.frames + tile.frame + frame) * p.height * p.width + pixel;
-    return line * p.out + tile.channel;
+    const int64_t frames = int64_t{1} * tile.batch * p.frames + tile.frame + frame;
+    return (frames * p.height * p.width + pixel) * p.out + tile.channel;
+}
+GLIMT_BOTH int64_t plus_at(const Conv& p, const Tile& tile, int frame, int pixel) {
+    return tile.batch * p.plus_batch + (tile.frame + frame) * p.plus_frame + int64_t{1} * pixel * p.out + tile.channel;
 }
 
 // cuTensorMapEncodeIm2col of frames: channels, columns, lines, frames, samples. Base pixels run over the box from
@@ -168,9 +172,9 @@ GLIMT_BOTH int64_t output_at(const Conv& p, const Tile& tile, int frame, int pix
 // and what then lies outside the tensor is zero. Base frames begin at -1, so that a frame of zeros can be asked for.
 struct Im2colMap {
     uint64_t sizes[5];
-    uint64_t steps[4]; // bytes, of all but the first
-    int lower[3], upper[3]; // columns, lines, frames
-    uint32_t channels, pixels; // of a box
+    uint64_t steps[4];          // bytes, of all but the first
+    int lower[3], upper[3];     // columns, lines, frames
+    uint32_t channels, pixels;  // of a box
 };
 constexpr int kNoFrame = -1;
 
@@ -233,9 +237,9 @@ inline const char* refusal(const Conv& p) {
         return "a frame has 2^31 elements or more";
     if (int64_t{1} * p.batch * p.frames * ceil_div(p.height * p.width, 128) * 4 >= int64_t{1} << 31)
         return "there are 2^31 tiles or more";
-    if (p.x_frame % 8 || p.x_batch % 8 || p.past_frame % 8 || p.past_batch % 8)
+    if ((p.x_frame | p.x_batch | p.past_frame | p.past_batch | p.plus_frame | p.plus_batch) % 8 != 0)
         return "frames and samples must be a multiple of 8 elements apart";
     return nullptr;
 }
 
-} // namespace glimt::conv
+}  // namespace glimt::conv

@@ -56,8 +56,7 @@ int launch_hopper(const conv::Conv& p, void* stream) {
     int device = 0, processors = 0;
     cudaError_t code = cudaGetDevice(&device);
     if (code == cudaSuccess) code = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
-    if (code == cudaSuccess)
-        code = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
+    if (code == cudaSuccess) code = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
     if (code != cudaSuccess) return code;
     const conv::Tiling tiling = conv::tiling_of(p, kTile);
     const auto blocks = static_cast<unsigned>(std::min(tiling.count, processors));
@@ -65,4 +64,4 @@ int launch_hopper(const conv::Conv& p, void* stream) {
     return cudaGetLastError();
 }
 
-} // namespace glimt::cuda
+}  // namespace glimt::cuda

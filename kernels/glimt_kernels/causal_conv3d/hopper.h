@@ -10,7 +10,7 @@
 namespace glimt::conv {
 
 struct HopperMaps {
-    ops::FramesMap x, past; // past: any that is valid, where there is no history
+    ops::FramesMap x, past;  // past: any that is valid, where there is no history
     ops::WeightsMap weight;
 };
 
@@ -20,7 +20,7 @@ struct Hopper {
     static constexpr int kInputs = shape().inputs(), kStages = shape().stages;
     static constexpr int kInputBytes = shape().input_bytes(), kWeightBytes = shape().weight_bytes();
     static constexpr int kStageBytes = shape().stage_bytes();
-    static constexpr int kGroup = 128, kGroups = 2; // threads of a warpgroup; warpgroups that multiply
+    static constexpr int kGroup = 128, kGroups = 2;  // threads of a warpgroup; warpgroups that multiply
     static constexpr int kRowBytes = 64, kSlice = 16;
     static_assert(shape().channels == kChannels && shape().frames == kFrames && shape().threads == 3 * kGroup);
     static_assert(shape().depth * kElementBytes == kRowBytes && shape().pixels == kGroups * 64);
@@ -40,7 +40,7 @@ struct Hopper {
     const Conv& p;
     const HopperMaps& maps;
     const Tiling& tiling;
-    unsigned char* shared; // at a multiple of kStageAlign
+    unsigned char* shared;  // at a multiple of kStageAlign
 
     GLIMT_DEVICE Hopper(const Conv& conv, const HopperMaps& tensor_maps, const Tiling& tiles, unsigned char* memory)
         : p(conv), maps(tensor_maps), tiling(tiles), shared(ops::align_shared(memory, kStageAlign)) {}
@@ -129,7 +129,7 @@ struct Hopper {
         for (int k = 0; k < steps; ++k, turn.next()) {
             ops::barrier_wait(full(turn.stage), turn.round);
             ops::hold(sums);
-            ops::multiply_begin();
+            if (kAll) ops::multiply_begin();
             const unsigned char* a = inputs(turn.stage) + group * 64 * kRowBytes;
             const unsigned char* b = weights(turn.stage);
 #pragma unroll
@@ -138,9 +138,11 @@ struct Hopper {
                 for (int t = 0; t < kTaps; ++t)
 #pragma unroll
                     for (int f = 0; f < kFrames; ++f)
-                        if (kAll || (f < tile.frames && (exist >> (f + t) & 1)))
+                        if (kAll || (f < tile.frames && (exist >> (f + t) & 1))) {
+                            if (!kAll) ops::multiply_begin();  // in a branch of its own
                             ops::multiply_64<kChannels>(sums[f], a + (f + t) * kInputBytes + slice,
                                                         b + t * kWeightBytes + slice);
+                        }
             ops::multiply_commit();
             ops::multiply_wait<1>();
             ops::hold(sums);
@@ -157,4 +159,4 @@ struct Hopper {
     }
 };
 
-} // namespace glimt::conv
+}  // namespace glimt::conv

@@ -4,4 +4,4 @@ namespace glimt::cuda {
 
 template int launch_hopper<192, 2>(const conv::Conv&, void*);
 
-} // namespace glimt::cuda
+}  // namespace glimt::cuda

@@ -11,4 +11,4 @@ int launch_ampere(const conv::Conv& p, void* stream);
 template <int kChannels, int kFrames>
 int launch_hopper(const conv::Conv& p, void* stream);
 
-} // namespace glimt::cuda
+}  // namespace glimt::cuda

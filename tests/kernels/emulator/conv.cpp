@@ -35,7 +35,7 @@ int64_t run_hopper(const conv::Conv& p, unsigned seed, int blocks) {
                       [&](unsigned char* shared) { conv::Hopper<kChannels, kFrames>(p, maps, tiling, shared).run(); });
 }
 
-} // namespace
+}  // namespace
 
 // The number of bank conflicts, or -1 with what went wrong in `why`.
 extern "C" int64_t emulate(const conv::Conv* p, int hopper, unsigned seed, int blocks, char* why, int why_bytes) {

@@ -76,6 +76,16 @@ inline float rsqrt(float value) {
     return 1.0f / std::sqrt(value);
 }
 
+// To the nearest, halves to even.
+inline uint32_t bf16_bits(float value) {
+    const uint32_t bits = as_bits(value);
+    if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fffu;  // NaN: the sum below could carry it into an infinity
+    return (bits + 0x7fffu + (bits >> 16 & 1)) >> 16;
+}
+inline uint32_t pack_bf16(float first, float second) {
+    return bf16_bits(first) | bf16_bits(second) << 16;
+}
+
 inline void check_aligned(const void* place, size_t bytes) {
     if (reinterpret_cast<uintptr_t>(place) % bytes) machine().fail("global memory: not aligned");
 }
@@ -142,16 +152,21 @@ inline void multiply_16x8x16(float* c, const uint32_t (&a)[4], uint32_t b0, uint
     } offer{c, {a[0], a[1], a[2], a[3]}, {b0, b1}};
     with_warp("multiply", offer, [](Offer** all) {
         const auto half = [](uint32_t word, int which) { return as_float(which ? word & 0xffff0000u : word << 16); };
-        const auto a_at = [&](int row, int k) {
-            return half(all[row % 8 * 4 + k % 8 / 2]->a[row / 8 + k / 8 * 2], k % 2);
-        };
-        const auto b_at = [&](int k, int column) { return half(all[column * 4 + k % 8 / 2]->b[k / 8], k % 2); };
-        for (int row = 0; row < 16; ++row)
-            for (int column = 0; column < 8; ++column) {
-                float& c = all[row % 8 * 4 + column / 2]->c[row / 8 * 2 + column % 2];
-                for (int k = 0; k < 16; ++k)
-                    c += a_at(row, k) * b_at(k, column);
-            }
+        float a[16][16], b[16][8];
+        for (int k = 0; k < 16; ++k) {
+            for (int row = 0; row < 16; ++row)
+                a[row][k] = half(all[row % 8 * 4 + k % 8 / 2]->a[row / 8 + k / 8 * 2], k % 2);
+            for (int column = 0; column < 8; ++column)
+                b[k][column] = half(all[column * 4 + k % 8 / 2]->b[k / 8], k % 2);
+        }
+        for (int row = 0; row < 16; ++row) {
+            float sums[8] = {};
+            for (int k = 0; k < 16; ++k)
+                for (int column = 0; column < 8; ++column)
+                    sums[column] += a[row][k] * b[k][column];
+            for (int column = 0; column < 8; ++column)
+                all[row % 8 * 4 + column / 2]->c[row / 8 * 2 + column % 2] += sums[column];
+        }
     });
 }
 
@@ -229,7 +244,7 @@ inline void copy_frames(const FramesMap& frames, uint64_t* barrier, void* shared
     if (map.channels != 32) machine().fail("TMA: a box of 32 channels is written");
     int row_before = -1;
     copy_box(shared, map.pixels, barrier, [&](int row, int k, unsigned char* to) {
-        if (row != row_before && row > 0) { // the next base pixel
+        if (row != row_before && row > 0) {  // the next base pixel
             for (int i = 0; i < 3 && ++at[i] > last[i]; ++i) {
                 at[i] = first[i];
                 if (i == 2) ++at[3];
@@ -244,8 +259,8 @@ inline void copy_frames(const FramesMap& frames, uint64_t* barrier, void* shared
             if (i > 0) byte += place[i] * static_cast<int64_t>(map.steps[i - 1]);
         }
         const uint16_t zero = 0;
-        std::memcpy(to, inside ? reinterpret_cast<const char*>(frames.data) + byte : reinterpret_cast<const char*>(&zero),
-                    2);
+        std::memcpy(
+            to, inside ? reinterpret_cast<const char*>(frames.data) + byte : reinterpret_cast<const char*>(&zero), 2);
     });
 }
 
@@ -314,15 +329,25 @@ void multiply_64(float* c, const void* a, const void* b) {
         for (const Offer& one : all)
             if (one.a != all[0].a || one.b != all[0].b) machine().fail("a warpgroup's threads give other matrices");
         group.products.push_back([all] {
-            for (int row = 0; row < 64; ++row)
+            float a[64][16], b[16][kColumns];
+            for (int k = 0; k < 16; ++k) {
+                for (int row = 0; row < 64; ++row)
+                    a[row][k] = element_of(all[0].a, row, k);
+                for (int column = 0; column < kColumns; ++column)
+                    b[k][column] = element_of(all[0].b, column, k);
+            }
+            for (int row = 0; row < 64; ++row) {
+                float sums[kColumns] = {};
+                for (int k = 0; k < 16; ++k)
+                    for (int column = 0; column < kColumns; ++column)
+                        sums[column] += a[row][k] * b[k][column];
                 for (int column = 0; column < kColumns; ++column) {
                     const int lane = row / 16 * 32 + row % 8 * 4 + column % 8 / 2;
-                    float& c = all[lane].c[column / 8 * 4 + row % 16 / 8 * 2 + column % 2];
-                    for (int k = 0; k < 16; ++k)
-                        c += element_of(all[0].a, row, k) * element_of(all[0].b, column, k);
+                    all[lane].c[column / 8 * 4 + row % 16 / 8 * 2 + column % 2] += sums[column];
                 }
+            }
         });
     });
 }
 
-} // namespace glimt::ops
+}  // namespace glimt::ops

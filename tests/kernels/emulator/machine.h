@@ -3,6 +3,7 @@
 // hold; what is asynchronous on the chip happens as late as the kernel allows. Shared memory begins as NaN.
 #pragma once
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <cstdint>
@@ -38,12 +39,14 @@ struct Meeting {
 
 struct Barrier {
     unsigned needed = 0, came = 0, rounds = 0;
-    int64_t bytes = 0; // still to come in this round
+    int64_t bytes = 0;  // still to come in this round
 };
 
 struct Fiber {
-    ucontext_t context;
+    ucontext_t context;  // where it begins
+    jmp_buf place;       // where it goes on: swapcontext would ask the kernel each time
     std::unique_ptr<char[]> stack;
+    bool begun = false;
     Wait wait;
     bool done = false;
     // cp.async: what was asked for since the last commit, and the committed groups.
@@ -59,18 +62,23 @@ struct Warpgroup {
 class Machine {
   public:
     int thread = 0, block = 0, blocks = 1;
-    std::vector<unsigned char> memory; // shared
+    std::vector<unsigned char> memory;  // shared
     unsigned char* shared = nullptr;
     size_t shared_bytes = 0;
     std::map<const void*, Barrier> barriers;
     std::vector<Warpgroup> warpgroups;
     std::vector<Meeting> warps, groups;
     Meeting all;
-    int64_t conflicts = 0; // times that two rows of one matrix load lay in the same banks
+    int64_t conflicts = 0;  // times that two rows of one matrix load lay in the same banks
 
     Machine(int threads, size_t bytes, unsigned seed)
-        : memory(bytes + 4096), shared_bytes(bytes), warpgroups(threads / 128), warps(threads / 32),
-          groups(threads / 128), fibers_(threads), lot_(seed) {
+        : memory(bytes + 4096),
+          shared_bytes(bytes),
+          warpgroups(threads / 128),
+          warps(threads / 32),
+          groups(threads / 128),
+          fibers_(threads),
+          lot_(seed) {
         // At a multiple of 16 that is none of 1024.
         const auto at = reinterpret_cast<uintptr_t>(memory.data());
         shared = memory.data() + ((at + 2047) / 1024 * 1024 - at) + 16;
@@ -92,7 +100,7 @@ class Machine {
             fiber.context.uc_stack.ss_size = kStack;
             fiber.context.uc_link = nullptr;
             makecontext(&fiber.context, enter, 0);
-            fiber.done = false;
+            fiber.begun = fiber.done = false;
         }
         current = this;
         for (size_t left = fibers_.size(); left > 0;)
@@ -104,7 +112,7 @@ class Machine {
     void wait(Wait what) {
         if (what.over()) return;
         me().wait = what;
-        swapcontext(&me().context, &back_);
+        leave();
     }
 
     // `act` is given what every member offered.
@@ -140,20 +148,30 @@ class Machine {
     static constexpr size_t kStack = 256 << 10;
 
     std::vector<Fiber> fibers_;
-    ucontext_t back_;
+    jmp_buf back_;
     std::mt19937 lot_;
     const std::function<void()>* kernel_ = nullptr;
     std::string failure_;
 
     static void enter() {
         Machine& machine = *current;
-        try { // an exception may not leave a fiber
+        try {  // an exception may not leave a fiber
             (*machine.kernel_)();
         } catch (const Failure& failure) {
             machine.failure_ = failure.what();
         }
         machine.me().done = true;
-        swapcontext(&machine.me().context, &machine.back_);
+        machine.leave();
+    }
+
+    void go_on(Fiber& fiber) {
+        if (_setjmp(back_) != 0) return;
+        if (fiber.begun) _longjmp(fiber.place, 1);
+        fiber.begun = true;
+        setcontext(&fiber.context);
+    }
+    void leave() {
+        if (_setjmp(me().place) == 0) _longjmp(back_, 1);
     }
 
     // Every fiber that can run does, beginning anywhere and in steps of any size; how many of them ended.
@@ -167,7 +185,7 @@ class Machine {
             fiber.wait = {};
             thread = static_cast<int>(which);
             ++ran;
-            swapcontext(&back_, &fiber.context);
+            go_on(fiber);
             if (!failure_.empty()) throw Failure(failure_);
             ended += fiber.done;
         }
@@ -179,4 +197,4 @@ class Machine {
     static size_t coprime(size_t odd) { return odd % 3 == 0 ? odd + 2 : odd; }
 };
 
-} // namespace emulator
+}  // namespace emulator
