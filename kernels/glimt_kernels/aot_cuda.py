@@ -4,9 +4,9 @@
     python -m glimt_kernels.aot_cuda --case hopper_96                     # one file
     python -m glimt_kernels.aot_cuda --write [--note "why it got worse"]  # renew the table
 
-The table (``resources-cuda.jsonl``) begins with what it was made from: a digest of the sources, and the versions of nvcc
-and CUTLASS. Tests compare the digest in every run, so a change of a kernel is not left without new rows, and compile
-one file of each family again. It needs nvcc, the headers of CUTLASS, and Triton's disassembler.
+The table (``resources-cuda.jsonl``) begins with what it was made from: a digest of the sources, and the versions of
+nvcc and CUTLASS. Tests compare the digest in every run, so a change of a kernel is not left without new rows, and
+compile one file of each family again. It needs nvcc, the headers of CUTLASS, and Triton's disassembler.
 """
 
 from __future__ import annotations

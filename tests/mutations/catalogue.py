@@ -6,6 +6,7 @@ import zlib
 
 from bugs_8bit import ATTENTION_8BIT, QUANTIZE_QKV
 from bugs_attention import ATTENTION, CHUNK_ATTENTION, SPARSE_ATTENTION
+from bugs_conv_cuda import CONV_CUDA
 from bugs_convolutions import CAUSAL_CONV3D, CAUSAL_CONV3D_NORM, UPSAMPLE_CONV
 from bugs_linear import LINEAR, LINEAR_QUANT
 from bugs_native import NATIVE
@@ -20,6 +21,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     *CAUSAL_CONV3D,
     *CAUSAL_CONV3D_NORM,
     *CHUNK_ATTENTION,
+    *CONV_CUDA,
     *FRAMES,
     *GUIDANCE_STEP,
     *LINEAR,
@@ -36,7 +38,7 @@ MUTATIONS: tuple[Mutation, ...] = (
 
 
 def sample() -> list[Mutation]:
-    """One of each file of kernels, of C++ none; which one changes with the file."""
+    """One of each file of kernels, of those of CPUs none; which one changes with the file."""
     by_file: dict[str, list[Mutation]] = {}
     for mutation in MUTATIONS:
         if not mutation.native:
