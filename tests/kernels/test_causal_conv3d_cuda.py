@@ -271,3 +271,15 @@ def test_a_build_without_them_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch
     assert "pip install --no-deps nvidia-cutlass" in (cuda.absent() or "")
     monkeypatch.setattr(lib, "cuda_archs", lambda: "")
     assert "no nvcc was found" in (cuda.absent() or "")
+
+
+def test_a_launch_that_cannot_be_is_an_error_with_the_reason() -> None:
+    if not lib.causal_conv3d_archs():
+        pytest.skip("needs nvcc and CUTLASS in the build")
+    nothing = (0,) * 8
+    with pytest.raises(ValueError, match=r"causal_conv3d on CUDA: it writes 96, 192 or 384 channels"):
+        lib.causal_conv3d_cuda(packed_sizes(1, 1, 0, 4, 4, 96, 100), nothing, 0)
+    lib.causal_conv3d_cuda(packed_sizes(0, 1, 0, 4, 4, 96, 96), nothing, 0)  # nothing to do
+    if not torch.cuda.is_available():
+        with pytest.raises(RuntimeError, match="causal_conv3d on CUDA: .*CUDA"):
+            lib.causal_conv3d_cuda(packed_sizes(1, 1, 0, 4, 4, 96, 96), nothing, 0)
