@@ -19,6 +19,8 @@ from torch import Tensor
 
 from glimt_kernels import Case, native
 from glimt_kernels.causal_conv3d import cuda
+from glimt_kernels.causal_conv3d.api import CONV, NORM
+from glimt_kernels.causal_conv3d.call import Call
 from glimt_kernels.resources import SHARED_LIMIT
 
 lib = native.lib
@@ -250,6 +252,13 @@ def test_slices_of_a_ring_are_taken_as_they_are_and_other_layouts_are_copied() -
         assert cuda.innermost(copied) is copied
 
 
+def test_what_begins_at_an_odd_place_is_copied() -> None:
+    flat = torch.arange(33).bfloat16()
+    assert cuda.aligned(flat) is flat
+    moved = cuda.aligned(flat[1:])
+    assert moved.data_ptr() % 16 == 0 and torch.equal(moved, flat[1:])
+
+
 def test_an_axis_of_one_has_the_step_that_it_would_have() -> None:
     odd = torch.zeros(64).bfloat16().as_strided((1, 32, 1, 2, 1), (5, 1, 7, 32, 9))
     assert cuda.steps(odd) == (64, 64)
@@ -257,11 +266,26 @@ def test_an_axis_of_one_has_the_step_that_it_would_have() -> None:
 
 
 def test_reasons_name_what_is_wrong() -> None:
-    assert any("the tensors are on cpu" in why for why in cuda.reasons(Case("cpu", torch.bfloat16)))
-    assert any("float32" in why for why in cuda.reasons(Case("cuda", torch.float32, arch=90)))
-    assert any("sm_75" in why for why in cuda.reasons(Case("cuda", torch.bfloat16, arch=75)))
-    assert cuda.call_reasons(96, 96, (3, 3, 3), norm=True) == []
-    assert len(cuda.call_reasons(48, 64, (3, 1, 1), interleave=True)) == 3
+    def said(case: Case, why: str, norm: bool = False) -> bool:
+        return any(why in reason for reason in (cuda.norm_reasons(case) if norm else cuda.reasons(case)))
+
+    case = Case("cuda", torch.bfloat16, arch=90)
+    assert cuda.norm_reasons(case) == cuda.reasons(case) == ([] if cuda.absent() is None else [cuda.absent()])
+    assert said(case._replace(device="cpu"), "the tensors are on cpu")
+    assert said(case._replace(dtype=torch.float32), "float32")
+    assert said(case._replace(arch=75), "sm_75")
+    assert said(case._replace(sizes=Call(n=64)), "96, 192 or 384 channels; here 96 become 64")
+    assert said(case._replace(sizes=Call(channels=16)), "multiple of 32 channels; here 16 become 96")
+    assert said(case._replace(sizes=Call(rows=1, columns=1)), "3x3x3, not 3x1x1")
+    assert said(case._replace(sizes=Call(interleave=1)), "interleave")
+    assert said(case._replace(sizes=Call(n=384)), "at most 192 channels", norm=True)
+    assert not said(case._replace(sizes=Call(n=384)), "at most 192 channels")
+
+
+def test_the_ops_ask_for_what_they_are_called_with() -> None:
+    x, weight = torch.zeros(1, 32, 2, 3, 3), torch.zeros(96, 32, 3, 1, 1)
+    assert Call(*CONV.case((x, weight, None, None, None, True)).sizes) == Call(96, 0, 32, 3, 1, 1, 1)
+    assert Call(*NORM.case((x, weight, None, None, None, weight[0], True)).sizes) == Call(96, 0, 32, 3, 1, 1, 0)
 
 
 def test_a_build_without_them_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,5 +305,5 @@ def test_a_launch_that_cannot_be_is_an_error_with_the_reason() -> None:
         lib.causal_conv3d_cuda(packed_sizes(1, 1, 0, 4, 4, 96, 100), nothing, 0)
     lib.causal_conv3d_cuda(packed_sizes(0, 1, 0, 4, 4, 96, 96), nothing, 0)  # nothing to do
     if not torch.cuda.is_available():
-        with pytest.raises(RuntimeError, match="causal_conv3d on CUDA: .*CUDA"):
+        with pytest.raises(RuntimeError, match=r"causal_conv3d on CUDA: .*CUDA"):
             lib.causal_conv3d_cuda(packed_sizes(1, 1, 0, 4, 4, 96, 96), nothing, 0)

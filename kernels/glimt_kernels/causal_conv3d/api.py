@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from glimt_kernels.causal_conv3d import libraries, reference, tiles, triton
+from glimt_kernels.causal_conv3d import cuda, libraries, reference, tiles, triton
 from glimt_kernels.causal_conv3d.call import call_of, empty, result_shape, sizes
 from glimt_kernels.dispatch import Candidate, Case, define
 from glimt_kernels.rms_norm_silu.api import rms_norm_silu
@@ -32,7 +32,7 @@ def causal_conv3d(
         past: [B, C, P, H, W], P < kt: the frames before x. Zeros stand before those. Read in place.
         plus: of the result's shape, added to it.
         interleave: the halves of the N output channels become two frames, one behind the other.
-        impl: "onednn", "triton", "aten" or "reference" instead of the chosen implementation.
+        impl: "onednn", "cuda", "triton", "aten" or "reference" instead of the chosen implementation.
 
     Returns:
         [B, N, F, H, W], or with ``interleave`` [B, N / 2, 2 F, H, W], channels innermost, the dtype of x. Accumulated
@@ -65,7 +65,8 @@ def causal_conv3d_norm(
     Args:
         gamma: [N], the dtype of x. All others as for :func:`causal_conv3d`.
         keep: y is returned as well; else it is nowhere written, where that can be.
-        impl: "triton", "apart" (the two ops one after the other) or "reference" instead of the chosen implementation.
+        impl: "cuda", "triton", "apart" (the two ops one after the other) or "reference" instead of the chosen
+            implementation.
 
     Returns:
         (the norm with SiLU, y or None), both [B, N, F, H, W], channels innermost, the dtype of x. What is normalized is
@@ -172,6 +173,7 @@ CONV = define(
     "-> Tensor",
     [
         Candidate("causal_conv3d", "onednn", libraries.onednn, libraries.onednn_reasons),
+        Candidate("causal_conv3d", "cuda", cuda.causal_conv3d, cuda.reasons),
         Candidate("causal_conv3d", "triton", triton.causal_conv3d, triton_reasons, _triton_reluctance),
         Candidate("causal_conv3d", "aten", libraries.aten, libraries.aten_reasons),
         Candidate("causal_conv3d", "reference", reference.causal_conv3d),
@@ -183,6 +185,7 @@ NORM = define(
     "causal_conv3d_norm",
     "(Tensor x, Tensor weight, Tensor? bias, Tensor? past, Tensor? plus, Tensor gamma, bool keep) -> (Tensor, Tensor)",
     [
+        Candidate("causal_conv3d_norm", "cuda", cuda.causal_conv3d_norm, cuda.norm_reasons),
         Candidate("causal_conv3d_norm", "triton", triton.causal_conv3d_norm, _norm_reasons, reluctance),
         Candidate("causal_conv3d_norm", "apart", _apart, _apart_reasons),
         Candidate("causal_conv3d_norm", "reference", reference.causal_conv3d_norm),

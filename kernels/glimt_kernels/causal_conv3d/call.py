@@ -13,14 +13,20 @@ CHANNELS_LAST = torch.channels_last_3d
 
 
 class Call(NamedTuple):
-    """``Case.sizes``: output channels, and whether there is nothing to compute."""
+    """``Case.sizes``: channels out, whether there is nothing to compute, channels in, taps, whether to interleave."""
 
     n: int = 96
     empty: int = 0
+    channels: int = 96
+    times: int = 3
+    rows: int = 3
+    columns: int = 3
+    interleave: int = 0
 
 
 def sizes(x: Tensor, weight: Tensor, *rest: object) -> tuple[int, ...]:
-    return Call(weight.shape[0], int(not x.numel()))
+    interleave = rest[3] is True if len(rest) > 3 else False  # in causal_conv3d_norm a tensor stands there
+    return Call(weight.shape[0], int(not x.numel()), *weight.shape[1:], int(interleave))
 
 
 def call_of(case: Case) -> Call:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from glimt_kernels.causal_conv3d.call import CHANNELS_LAST, call_of, channels_last, empty
 from glimt_kernels.dispatch import Case
 from glimt_kernels.native import ABSENT, lib
 
 # What csrc/bind_conv.cpp takes: batch, frames, frames of history, height, width, channels in, channels out; then the
 # elements from sample to sample and from frame to frame of x, of the history and of what is added.
 Sizes = tuple[int, ...]
-Shape = tuple[int, int, int]
 
 
 def absent() -> str | None:
@@ -26,7 +26,16 @@ def absent() -> str | None:
 
 
 def reasons(case: Case) -> list[str]:
-    """Why it cannot run calls of this kind."""
+    """Why it cannot run a convolution."""
+    return _reasons(case, norm=False)
+
+
+def norm_reasons(case: Case) -> list[str]:
+    """Why it cannot run one with the norm that follows."""
+    return _reasons(case, norm=True)
+
+
+def _reasons(case: Case, *, norm: bool) -> list[str]:
     found = [why] if (why := absent()) else []
     if case.device != "cuda":
         found.append(f"it runs on CUDA, the tensors are on {case.device}")
@@ -35,18 +44,14 @@ def reasons(case: Case) -> list[str]:
         found.append(f"it multiplies bfloat16, the tensors are {dtype}")
     if 0 < case.arch < 80:
         found.append(f"it needs sm_80, this is sm_{case.arch}")
-    return found
-
-
-def call_reasons(channels: int, out: int, kernel: Shape, *, interleave: bool = False, norm: bool = False) -> list[str]:
-    """Why it cannot run a convolution of this form."""
-    found = []
-    if kernel != (3, 3, 3):
-        found.append(f"its kernel is 3x3x3, not {'x'.join(map(str, kernel))}")
-    if interleave:
+    call = call_of(case)
+    if (call.times, call.rows, call.columns) != (3, 3, 3):
+        found.append(f"its taps are 3x3x3, not {call.times}x{call.rows}x{call.columns}")
+    if call.interleave:
         found.append("it does not interleave frames")
-    if ABSENT is None and (why := lib.causal_conv3d_refusal((1, 1, 0, 1, 1, channels, out, 0, 0, 0, 0, 0, 0), norm)):
-        found.append(f"{why}; here {channels} become {out}")
+    one_pixel = (1, 1, 0, 1, 1, call.channels, call.n, 0, 0, 0, 0, 0, 0)
+    if ABSENT is None and (why := lib.causal_conv3d_refusal(one_pixel, norm)):
+        found.append(f"{why}; here {call.channels} become {call.n}")
     return found
 
 
@@ -65,7 +70,12 @@ def innermost(x: Tensor) -> Tensor:
     _, c, _, h, w = x.shape
     together = all(size == 1 or x.stride(axis) == step for axis, size, step in ((1, c, 1), (3, h, w * c), (4, w, c)))
     aligned = x.data_ptr() % 16 == 0 and all(step % 8 == 0 for step in steps(x))
-    return x if together and aligned else x.clone(memory_format=torch.channels_last_3d)
+    return x if together and aligned else x.clone(memory_format=CHANNELS_LAST)
+
+
+def aligned(x: Tensor) -> Tensor:
+    """``x`` beginning at a multiple of 16 bytes, as 128-bit loads and TMA have it."""
+    return x if x.data_ptr() % 16 == 0 else x.clone()
 
 
 def sizes_of(x: Tensor, out: int, past: Tensor | None, plus: Tensor | None) -> Sizes:
@@ -85,20 +95,14 @@ def _run(
     keep: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
     """(y if ``keep``, the norm of it if there is a gamma)."""
-    x, weight = innermost(x), weight.contiguous(memory_format=torch.channels_last_3d)
+    x, weight = innermost(x), aligned(channels_last(weight))
     past = innermost(past) if past is not None and past.numel() else None
     plus = innermost(plus) if plus is not None else None
-    bias, gamma = (None if t is None else t.contiguous() for t in (bias, gamma))
+    bias, gamma = (None if t is None else aligned(t.contiguous()) for t in (bias, gamma))
     b, _, f, h, w = x.shape
     shape = (b, weight.shape[0], f, h, w)
-
-    def out(wanted: bool) -> Tensor | None:
-        if not wanted:
-            return None
-        return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last_3d)
-
     with torch.cuda.device(x.device):
-        y, normed = out(keep), out(gamma is not None)
+        y, normed = (empty(shape, x) if wanted else None for wanted in (keep, gamma is not None))
         addresses = tuple(0 if t is None else t.data_ptr() for t in (x, past, weight, bias, plus, gamma, y, normed))
         stream = torch.cuda.current_stream().cuda_stream
         lib.causal_conv3d_cuda(sizes_of(x, shape[1], past, plus), addresses, stream)
@@ -106,7 +110,12 @@ def _run(
 
 
 def causal_conv3d(
-    x: Tensor, weight: Tensor, bias: Tensor | None, past: Tensor | None, plus: Tensor | None, interleave: bool
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    past: Tensor | None = None,
+    plus: Tensor | None = None,
+    interleave: bool = False,
 ) -> Tensor:
     y, _ = _run(x, weight, bias, past, plus, None, True)
     assert y is not None
@@ -121,7 +130,7 @@ def causal_conv3d_norm(
     plus: Tensor | None,
     gamma: Tensor,
     keep: bool,
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor]:
     y, normed = _run(x, weight, bias, past, plus, gamma, keep)
     assert normed is not None
-    return normed, y
+    return normed, x.new_empty(0) if y is None else y
