@@ -26,7 +26,8 @@ class Call(NamedTuple):
 
 def sizes(x: Tensor, weight: Tensor, *rest: object) -> tuple[int, ...]:
     interleave = rest[3] is True if len(rest) > 3 else False  # in causal_conv3d_norm a tensor stands there
-    return Call(weight.shape[0], int(not x.numel()), *weight.shape[1:], int(interleave))
+    n, channels, times, rows, columns = weight.shape
+    return Call(n, int(not x.numel()), channels, times, rows, columns, int(interleave))
 
 
 def call_of(case: Case) -> Call:
