@@ -12,7 +12,7 @@ from budget import HALVES, adversarial, check_budget, poison, random
 from torch import Tensor
 
 from glimt_kernels import Case, UnsupportedError, causal_conv3d, causal_conv3d_norm, dispatch, rms_norm_silu, select
-from glimt_kernels.causal_conv3d import tiles
+from glimt_kernels.causal_conv3d import cuda, tiles
 from glimt_kernels.causal_conv3d.call import Call, channels_last, frames_dense
 from glimt_kernels.causal_conv3d.tiles import Layer, Tile
 from glimt_kernels.resources import SHARED_LIMIT
@@ -266,12 +266,20 @@ def test_the_norm_apart_is_the_reference_and_on_cpus_the_choice() -> None:
                 assert mine.is_contiguous(memory_format=CL)
 
 
-def test_who_runs_where_and_why() -> None:
+def test_who_runs_where_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = Case("cuda", torch.bfloat16, arch=90, sizes=Call(384))
     wide = gpu._replace(sizes=Call(512))
     full = gpu._replace(dtype=torch.float32)
-    assert [select("causal_conv3d", case).impl for case in (gpu, wide, full)] == ["triton", "triton", "aten"]
-    assert [select("causal_conv3d_norm", case).impl for case in (gpu, wide, full)] == ["triton", "apart", "apart"]
+
+    def chosen(op: str, *cases: Case) -> list[str]:
+        return [dispatch.built_in(op, case).impl for case in cases]
+
+    monkeypatch.setattr(cuda, "absent", lambda: "not in this build")
+    assert chosen("causal_conv3d", gpu, wide, full) == ["triton", "triton", "aten"]
+    assert chosen("causal_conv3d_norm", gpu, wide, full) == ["triton", "apart", "apart"]
+    monkeypatch.setattr(cuda, "absent", lambda: None)
+    assert chosen("causal_conv3d", gpu, wide, full) == ["cuda", "triton", "aten"]
+    assert chosen("causal_conv3d_norm", gpu, gpu._replace(sizes=Call(192))) == ["triton", "cuda"]
     assert select("causal_conv3d", Case("cpu", torch.float32)).impl == "onednn"
     assert select("causal_conv3d", Case("cpu", torch.bfloat16)).impl == "aten"
     with pytest.raises(UnsupportedError, match="at most 384 channels of a pixel in one program, found 512"):
