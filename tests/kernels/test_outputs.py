@@ -51,6 +51,7 @@ def calls() -> dict[str, tuple[Call, str]]:
         ),
         "layer_norm": (lambda x=x, **o: kernels.layer_norm(x, random(16), random(16, seed=1), 1e-6, **o), "layer_norm"),
         "rms_norm": (lambda x=x, **o: kernels.rms_norm(x, random(16), 1e-6, **o), "rms_norm"),
+        "rms_norm_silu": (lambda x=x, **o: kernels.rms_norm_silu(x, random(16), **o), "rms_norm_silu"),
         "qk_norm_rope": (lambda x=q, **o: kernels.qk_norm_rope(x, k, *rope, **o), "qk_norm_rope"),
         "qk_norm_rope_8bit": (lambda x=q, **o: kernels.qk_norm_rope_8bit(x, k, *rope, **o), "qk_norm_rope_8bit"),
         "quantize_blocks": (lambda x=q, **o: kernels.quantize_blocks(x, **o), "quantize_blocks"),
@@ -140,9 +141,10 @@ def able(name: str) -> list[str]:
 
 
 def test_every_public_function_that_gives_tensors_is_here() -> None:
-    """But for the builders of masks and estimates, which are no ops, and rms_norm_silu."""
+    """But for the builders of masks and estimates, which are no ops, and the convolutions, which take none."""
     ops = {op for _, op in CALLS.values()}
-    assert ops == set(dispatch._OPS) - {"guidance_step", "rms_norm_silu"}
+    convolutions = {"causal_conv3d", "causal_conv3d_norm", "upsample_conv"}
+    assert ops == set(dispatch._OPS) - {"guidance_step", *convolutions}
 
 
 @pytest.mark.parametrize("layout", ["dense", "apart", "turned"])
