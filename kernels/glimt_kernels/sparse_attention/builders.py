@@ -69,21 +69,28 @@ def radial(tiling: Tiling, *, width: float = 1.0, sink: bool = True, device: tor
     return _of(tiling, seen.reshape(tiling.blocks, tiling.blocks), device)
 
 
-def block_means(x: Tensor, block: int, lengths: Tensor | None = None) -> Tensor:
+def block_means(x: Tensor, block: int, lengths: Tensor | None = None, *, every: int = 1) -> Tensor:
     """Mean of each block of tokens: x [B, N, heads, head_dim] -> [B, heads, blocks, head_dim] float32.
 
     Args:
         lengths: [blocks] int32, tokens of each block; empty places must be zeros. Without it all blocks are whole but
             the last.
+        every: take each block's tokens 0, every, 2 every... only: that much less is read. A number that has no
+            divisor in common with the tile's x and y goes through the tile diagonally rather than down a column.
+
+    Raises:
+        ValueError: every is less than 1.
     """
+    if every < 1:
+        raise ValueError(f"block_means takes every >= 1; found {every}")
     whole = x.shape[1] // block * block
-    blocks = x[:, :whole].reshape(x.shape[0], whole // block, block, *x.shape[2:])
+    blocks = x[:, :whole].reshape(x.shape[0], whole // block, block, *x.shape[2:])[:, :, ::every]
     if lengths is not None:
-        means = blocks.sum(2, dtype=torch.float32) / lengths[:, None, None]
+        means = blocks.sum(2, dtype=torch.float32) / ((lengths + (every - 1)) // every)[:, None, None]
     else:
         means = blocks.mean(2, dtype=torch.float32)
         if whole < x.shape[1]:
-            means = torch.cat([means, x[:, whole:].mean(1, keepdim=True, dtype=torch.float32)], 1)
+            means = torch.cat([means, x[:, whole::every].mean(1, keepdim=True, dtype=torch.float32)], 1)
     return means.transpose(1, 2)
 
 
