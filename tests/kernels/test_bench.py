@@ -254,7 +254,7 @@ def test_goals_are_met_missed_or_unmeasured() -> None:
     text = goals.table(rows)
     verdicts = [line.rpartition("| ")[2] for line in text.replace(" |\n", "\n").removesuffix(" |").splitlines()[2:]]
     expected = ["met", "*unmeasured*", "**missed**", "*unmeasured*", "*unmeasured*", "**missed**", "met"]
-    assert verdicts == [*expected, "*unmeasured*"]
+    assert verdicts == [*expected, *["*unmeasured*"] * 5]  # of FP8 and of convolutions there are no rows
     on_cpu = goals.table([{**one, "on_gpu": False} for one in rows])
     assert on_cpu.count("*unmeasured*") == len(goals.GOALS)
 

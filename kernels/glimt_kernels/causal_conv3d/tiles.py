@@ -80,8 +80,7 @@ def _across(n: int, most: int, *, whole: bool) -> tuple[int, ...]:
 def tile(arch: int, dtype: torch.dtype, layer: Layer, *, norm: bool = False) -> Tile:
     """The tile of a layer on a chip; ``norm``: with the norm over all its output channels behind it."""
     if dtype == torch.float32:  # three products for one, and both operands split in three: registers are the limit
-        n = _across(layer.n, 96, whole=False)
-        return _with_stages(arch, Tile(64 if sum(n) > 64 else 128, _step(layer.channels, 32), n, 8, 3), 4)
+        return _with_stages(arch, Tile(128, _step(layer.channels, 32), _across(layer.n, 64, whole=False), 8, 3), 4)
     n = _across(layer.n, 192, whole=norm)
     m = 64 if sum(n) > 192 else 128
     # From the second-level cache comes (m + n) / (m n) of a byte for each product: on sm_90, too much for 128 pixels.
