@@ -63,6 +63,12 @@ def empty_frames(x: Tensor, count: int) -> Tensor:
     return torch.empty((b, c, count, h, w), dtype=x.dtype, device=x.device, memory_format=layout)
 
 
+def as_frames(flat: Tensor, shape: tuple[int, ...], x: Tensor) -> Tensor:
+    """``flat`` as frames of ``shape`` [B, C, F, H, W], laid out as :func:`empty_frames` does for ``x``."""
+    b, c, f, h, w = shape
+    return flat.view(b, f, h, w, c).permute(0, 4, 1, 2, 3) if runs_onednn(x) else flat.view(shape)
+
+
 def causal_conv3d(
     x: Tensor, weight: Tensor, bias: Tensor | None, past: Tensor | None, plus: Tensor | None = None
 ) -> Tensor:
