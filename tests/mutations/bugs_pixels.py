@@ -55,8 +55,8 @@ FRAMES = [
     nv12(
         _FRAMES + "test_nv12_is_the_nearest_level",
         "Cr before Cb",
-        "tl.join(cb, cr)",
-        "tl.join(cr, cb)",
+        "tl.reshape(tl.join(cb, cr)",
+        "tl.reshape(tl.join(cr, cb)",
     ),
     nv12(
         _FRAMES + "test_nv12_is_the_nearest_level",
@@ -66,9 +66,9 @@ FRAMES = [
     ),
     nv12(
         _FRAMES + "test_nv12_is_the_nearest_level",
-        "lines of chroma as long as those of luma",
-        "(second + line * HALF + half)",
-        "(second + line * WIDTH + half)",
+        "the plane of Cr before that of Cb",
+        "tl.permute(tl.join(cb, cr)",
+        "tl.permute(tl.join(cr, cb)",
     ),
     nv12(
         _FRAMES + "test_colour_bars",
