@@ -5,6 +5,7 @@
 # make mutations  plants bugs in the kernels one at a time; the tests must catch each (minutes)
 # make aot    compiles every Triton kernel for every GPU and compares with the committed table (minutes)
 # make aot-3.6    the same with Triton 3.6.0, in .venv-triton36
+# make aot-cuda   compiles the CUDA convolutions for every GPU and compares with the committed table (minutes; needs nvcc)
 # make format what `make test` would complain of, where a tool can mend it
 #
 # PYTHON=python3.12      the interpreter that makes .venv
@@ -33,10 +34,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq $(PIP_ARGS) 
 
 # What the installed package is made of; Python sources are not among it, the install is editable.
 NATIVE := $(shell find csrc cmake kernels -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.cmake')
-INSTALL_INPUTS := pyproject.toml constraints.txt CMakeLists.txt cmake/wheel_nvcc.py $(NATIVE) $(VENV)/.stamp-cuda
-FORMATTED := $(filter-out %.cmake,$(NATIVE))
+INSTALL_INPUTS := pyproject.toml constraints.txt CMakeLists.txt $(wildcard cmake/*.py) $(NATIVE) $(VENV)/.stamp-cuda
+FORMATTED := $(filter-out %.cmake,$(NATIVE)) $(wildcard tests/kernels/emulator/*)
 
-.PHONY: help demo test lint unit mutations aot aot-3.6 format bench-cpu gpu-report clean always
+.PHONY: help demo test lint unit mutations aot aot-3.6 aot-cuda format bench-cpu gpu-report clean always
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | sed '/^$$/q'
@@ -67,6 +68,7 @@ $(VENV)/.stamp-install: $(INSTALL_INPUTS) $(VENV)/.stamp-torch
 
 $(VENV)/.stamp-test: $(INSTALL_INPUTS) $(VENV)/.stamp-torch
 	@echo "building and installing glimt with what its tests need"
+	@$(PIP) --no-deps nvidia-cutlass # headers; what it depends on is for its Python
 	@$(PIP) --no-build-isolation -e '.[test,oracle,judge,train,triton,bench]'
 	@touch $@ $(VENV)/.stamp-install
 
@@ -109,6 +111,9 @@ aot: $(VENV)/.stamp-test
 
 aot-3.6: $(VENV_36)/.stamp
 	@GLIMT_TRITON=1 $(VENV_36)/bin/python -m glimt_kernels.aot $(AOT_ARGS)
+
+aot-cuda: $(VENV)/.stamp-test
+	@GLIMT_TRITON=1 $(BIN)/python -m glimt_kernels.aot_cuda $(AOT_ARGS)
 
 format: $(VENV)/.stamp-test
 	@$(BIN)/ruff check --quiet --fix .

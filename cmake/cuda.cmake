@@ -70,3 +70,38 @@ set_target_properties(glimt_cuda PROPERTIES CUDA_STANDARD 17 CUDA_RUNTIME_LIBRAR
                                             CUDA_ARCHITECTURES "${glimt_real};${glimt_newest}-virtual")
 target_link_libraries(glimt_cuda PRIVATE CUDA::cudart_static)
 message(STATUS "glimt: CUDA kernels for sm ${glimt_cuda_archs} (nvcc ${CUDAToolkit_VERSION})")
+
+# The convolutions are written with the headers of CUTLASS, which the wheel nvidia-cutlass carries:
+#
+#   pip install --no-deps nvidia-cutlass        (what it depends on is for its Python)
+execute_process(COMMAND ${Python_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/wheel_cutlass.py
+                OUTPUT_VARIABLE glimt_cutlass OUTPUT_STRIP_TRAILING_WHITESPACE COMMAND_ERROR_IS_FATAL ANY)
+if(NOT glimt_cutlass)
+  message(STATUS "glimt: CUDA convolutions left out, the headers of CUTLASS are not there; to have them: "
+                 "pip install --no-deps nvidia-cutlass")
+  return()
+endif()
+
+# A target for each family, for an instruction set belongs to all files of a target. Code of sm_80 runs on 86 and 89 as
+# it is; PTX of sm_80 is for those to come.
+function(glimt_add_convolutions family archs)
+  add_library(glimt_conv_${family} OBJECT)
+  foreach(channels 96 192)
+    target_sources(glimt_conv_${family} PRIVATE kernels/glimt_kernels/causal_conv3d/${family}_${channels}.cu)
+  endforeach()
+  target_include_directories(glimt_conv_${family} PRIVATE csrc kernels/glimt_kernels)
+  target_include_directories(glimt_conv_${family} SYSTEM PRIVATE ${glimt_cutlass})
+  set_target_properties(glimt_conv_${family} PROPERTIES CUDA_STANDARD 17 CUDA_RUNTIME_LIBRARY Static
+                                                        CUDA_ARCHITECTURES "${archs}")
+  target_sources(glimt_cuda PRIVATE $<TARGET_OBJECTS:glimt_conv_${family}>)
+endfunction()
+
+set(glimt_conv_ampere 80-real 80-virtual)
+if(CUDAToolkit_VERSION VERSION_GREATER_EQUAL 12.8)
+  list(APPEND glimt_conv_ampere 120-real)
+endif()
+glimt_add_convolutions(ampere "${glimt_conv_ampere}")
+glimt_add_convolutions(hopper 90a-real)
+target_sources(glimt_cuda PRIVATE kernels/glimt_kernels/causal_conv3d/launch.cpp)
+set(glimt_conv_archs "${glimt_cuda_archs}")
+message(STATUS "glimt: CUDA convolutions with CUTLASS of ${glimt_cutlass}")

@@ -12,6 +12,7 @@
 #include <tuple>
 #include <vector>
 
+#include "bind_conv.h"
 #include "cpu/kernels.h"
 #include "cpu/parallel.h"
 #ifdef GLIMT_WITH_CUDA
@@ -28,7 +29,7 @@ using View = std::tuple<Address, int64_t, int64_t>;                    // addres
 using Rows = std::tuple<Address, int64_t, int64_t, Address, Address>;  // the same, weight, output
 
 // Raised with every change of what is bound here; native.py compares.
-constexpr int kInterface = 3;
+constexpr int kInterface = 4;
 
 // Floats worth a thread: about 10 us of work, twice what waking a thread costs.
 constexpr int64_t kGrainFloats = 16384;
@@ -156,6 +157,7 @@ NB_MODULE(_native, m) {
     m.def("ada_norm", ada_norm, "x"_a, "residual"_a, "gate"_a, "scale"_a, "shift"_a, "out"_a, "stream"_a, "shape"_a,
           "eps"_a, "threads"_a, Free());
     m.def("frames_to_uint8", frames_to_uint8, "pixels"_a, "shape"_a, "strides"_a, "out"_a, "threads"_a, Free());
+    glimt::bind_causal_conv3d(m);
 #ifdef GLIMT_WITH_CUDA
     m.def("cuda_archs", [] { return std::string(GLIMT_CUDA_ARCHS); }, "Chips with compiled CUDA kernels.");
     m.def("frames_to_uint8_cuda", frames_to_uint8_cuda, "pixels"_a.noconvert(), "out"_a.noconvert(), "stream"_a);

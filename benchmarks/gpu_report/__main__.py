@@ -5,37 +5,33 @@
 
 Correctness of every implementation first, then ``glimt bench kernels`` at real shapes, then one forward of Wan 1.3B and
 14B beside Diffusers. Writes benchmarks/reports/<date>-<gpu>/ within the budget; what was cut is listed, and the same
-command goes on from there. Exit code 1: something is wrong; 2: there is no GPU.
+command goes on from there. The kernels run in a process of their own: one that breaks it, or the GPU's state in it, is
+a row, and another process goes on. Exit code 1: something is wrong; 2: there is no GPU.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 
 import torch
 
 from benchmarks import environment
-from benchmarks.gpu_report import correctness, document, forward
-from benchmarks.gpu_report.budget import Budget, OutOfTime
+from benchmarks.gpu_report import document
+from benchmarks.gpu_report.budget import Budget
 from benchmarks.gpu_report.rows import Rows
+from benchmarks.gpu_report.supervisor import supervise
+from benchmarks.gpu_report.worker import ENDS, cut, work
 from benchmarks.harness import ROOT
-from glimt_kernels.bench import SHAPES, BenchError, Settings, machine
-from glimt_kernels.bench.compare import Results, measure, missing
+from glimt_kernels.bench import BenchError, machine
+from glimt_kernels.bench.compare import Results
 from glimt_kernels.bench.plots import draw
-from glimt_kernels.bench.report import markdown
-from glimt_kernels.bench.settings import DTYPES
-from glimt_kernels.bench.timing import Clock, Rates, rates
+from glimt_kernels.bench.timing import Rates
 
 OK, WRONG, NO_GPU = 0, 1, 2
-# By when a part must be done, as shares of the budget: time left over goes to the next one.
-ENDS = {"correctness": 0.3, "kernels": 0.65, "forward": 0.95}
-# What goals are about comes first. torch.compile takes seconds for each workload: it is compared on that shape alone.
-FIRST, SECOND = "wan-1.3b-480p", "wan-14b-480p"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,66 +43,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
     device = torch.device(options.device)
     name = machine.device_name(device)
     folder = options.out or ROOT / "benchmarks/reports" / f"{date.today().isoformat()}-{environment.slug(name)}"
-    budget = Budget(options.budget_s)
+    budget = Budget(options.budget_s, options.used_s or 0.0)
     try:
         rows = Rows(folder, name)
     except BenchError as error:
         print(f"gpu-report: {error}", file=sys.stderr)
         return NO_GPU
+    if options.used_s is not None:
+        return work(options, rows, budget)
     return _report(rows, device, budget, options)
 
 
 def _report(rows: Rows, device: torch.device, budget: Budget, options: argparse.Namespace) -> int:
     around = {**machine.describe(device), "commit": environment.commit(), "clocks before": machine.clocks(device)}
-    clock = Clock(device)
-    dtype = "bf16" if device.type == "cuda" else "fp32"
-    roof = rates(clock, DTYPES[dtype])
-    asked = _settings(options, dtype)
-    cases = forward.TINY if options.tiny else forward.CASES
-    parts = {
-        "correctness": correctness.sweep(rows, device, options.tiny),
-        "kernels": _kernels(asked, rows, clock, roof),
-        "forward": forward.compare(rows, clock, roof, dtype, cases, options.repeats),
-    }
-    for part, lines in parts.items():
-        try:
-            with budget.until(ENDS[part]):
-                for line in lines:
-                    print(line, flush=True)
-        except OutOfTime:  # noqa: PERF203
-            print(f"{part}: its time is over", flush=True)
-    cut = {
-        "correctness": [" ".join(case) for case in correctness.missing(rows, options.tiny)],
-        "kernels": [f"{op} {shape}" for one in asked for op, shape in missing(one, rows.of("kernels"))],
-        "forward": forward.missing(rows, cases),
-    }
-    results = Results(rows.of("kernels"), roof, {**around, "clocks after": machine.clocks(device)})
+    problems = supervise(_command(options, rows.folder), rows, budget, ENDS)
+    around["clocks after"] = machine.clocks(device)
+    results = None
+    if rows.of("rates"):
+        roof = rows.of("rates")[-1]
+        results = Results(rows.of("kernels"), Rates(roof["gemm_tflops"], roof["copy_gbps"]), around)
+        results.notes.extend(draw(results.rows, results.rates, rows.folder))
     rows.folder.mkdir(parents=True, exist_ok=True)
-    results.notes.extend(draw(results.rows, roof, rows.folder))
-    (rows.folder / "report.md").write_text(document.text(rows, results, cut, budget.used_s()), encoding="utf-8")
+    text = document.text(rows, results, document.Around(around, problems, cut(options, rows), budget.used_s()))
+    (rows.folder / "report.md").write_text(text, encoding="utf-8")
     print(f"written to {rows.folder}")
-    return WRONG if rows.failures() else OK
+    return WRONG if rows.failures() or problems else OK
 
 
-def _settings(options: argparse.Namespace, dtype: str) -> list[Settings]:
-    """What is timed, in the order of its weight."""
+def _command(options: argparse.Namespace, folder: Path) -> list[str]:
+    """Of a worker, but for the seconds that are used."""
+    given = {name: getattr(options, name) for name in ("device", "budget_s", "repeats")}
+    words = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     if options.tiny:
-        given = ["eager", "native", "sdpa", "int_mm", "reference"]
-        return [Settings(shapes=["tiny"], providers=given, dtype=dtype, device=options.device, repeats=options.repeats)]
-    common = Settings(dtype=dtype, device=options.device, repeats=options.repeats, compile=False)
-    rest = [name for name in SHAPES if name not in ("tiny", FIRST, SECOND)]
-    return [
-        replace(common, shapes=[FIRST, SECOND]),
-        replace(common, shapes=[FIRST], providers=["eager", "compile"]),
-        *(replace(common, shapes=[shape]) for shape in sorted(rest, key=lambda shape: not shape.startswith("wan"))),
-    ]
-
-
-def _kernels(asked: Sequence[Settings], rows: Rows, clock: Clock, roof: Rates) -> Iterator[str]:
-    for settings in asked:
-        for new in measure(settings, rows.of("kernels"), clock, roof):
-            rows.add("kernels", new)
-            yield markdown(new)
+        words.append("--tiny")
+    if options.provider_file is not None:
+        words += ["--provider-file", str(options.provider_file.resolve())]
+    return [sys.executable, "-m", "benchmarks.gpu_report", *words, "--out", str(folder.resolve()), "--used-s"]
 
 
 def _problem(options: argparse.Namespace) -> str:
@@ -118,6 +90,8 @@ def _problem(options: argparse.Namespace) -> str:
         )
     if torch.device(options.device).type == "cpu" and not options.tiny:
         return "on a CPU there is only a trial of the tool: --device cpu --tiny"
+    if options.provider_file is not None and not options.provider_file.is_file():
+        return f"provider_file: no file {options.provider_file}"
     return ""
 
 
@@ -129,8 +103,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", default="cuda", help="%(default)s, or cuda:N; cpu only with --tiny")
     add("--tiny", action="store_true", help="tiny shapes in float32: a trial of the tool itself")
     add("--budget-s", type=float, default=470.0, help="seconds for all of it (%(default)s); what does not fit is cut")
-    add("--repeats", type=int, default=20, help="timed calls of each provider (%(default)s)")
+    add("--repeats", type=int, default=20, help="timed calls of each provider, at most (%(default)s)")
+    add("--provider-file", type=Path, help="Python file with PROVIDERS: kernels that take part in all of it")
     add("--out", type=Path, help="folder instead of benchmarks/reports/<date>-<gpu>")
+    add("--used-s", type=float, help=argparse.SUPPRESS)  # of a worker: the seconds of the budget that are used
     return parser
 
 

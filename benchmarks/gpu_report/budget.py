@@ -14,11 +14,12 @@ class OutOfTime(BaseException):
 
 
 class Budget:
-    """Seconds from now. Each part may run until its own share of them has passed, counted from the beginning."""
+    """Seconds from now, of which ``used_s`` are over. Each part may run until its own share of them has passed, counted
+    from the beginning."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, used_s: float = 0.0) -> None:
         self.seconds = seconds
-        self._began = time.monotonic()
+        self._began = time.monotonic() - used_s
 
     def used_s(self) -> float:
         return time.monotonic() - self._began

@@ -6,17 +6,20 @@ makes of a kernel. The measure is the same: at most twice as wrong as plain PyTo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.gpu_report.rows import Row, Rows
-from glimt_kernels.bench import SHAPES, Shape, Workload
+from glimt_kernels.bench import SHAPES, Shape, Workload, third_party
 from glimt_kernels.bench.compare import judge
+from glimt_kernels.bench.lost import ALL, DeviceLostError, brief, is_done, lost_in, raise_if_lost
 from glimt_kernels.bench.ops import OPS, build
 from glimt_kernels.bench.settings import DTYPES
-from glimt_kernels.bench.workload import candidates, lossy, unsupported
+from glimt_kernels.bench.workload import Run, candidates, lossy, unsupported
 
 PART = "correctness"
 # A prime number of tokens' factors and widths that divide by no block; both tuned head_dims; one text token.
@@ -36,24 +39,64 @@ def cases(tiny: bool) -> list[tuple[str, str, str]]:
 
 def missing(rows: Rows, tiny: bool) -> list[tuple[str, str, str]]:
     return [
-        (dtype, op, shape) for dtype, op, shape in cases(tiny) if not rows.have(PART, dtype=dtype, op=op, shape=shape)
+        (dtype, op, shape)
+        for dtype, op, shape in cases(tiny)
+        if not is_done(rows.where(PART, dtype=dtype, op=op, shape=shape))
     ]
 
 
-def sweep(rows: Rows, device: torch.device, tiny: bool) -> Iterator[str]:
-    """Add the rows of each case that is missing; a line of progress for each that is wrong."""
+def sweep(rows: Rows, device: torch.device, tiny: bool, provider_file: Path | None = None) -> Iterator[str]:
+    """Add the rows of each case that is missing; a line of progress for each that is wrong.
+
+    Raises:
+        DeviceLostError: after the row that says of whom.
+    """
+    extra = third_party.load(provider_file)
     for dtype, op, shape in missing(rows, tiny):
-        torch.manual_seed(0)
-        made = build(op, shape, SHAPES_HERE[shape], DTYPES[dtype], device)
-        found = [{"op": op, "shape": shape, "dtype": dtype, **row} for row in check(made)]
-        rows.add(PART, found)
+        about = {"op": op, "shape": shape, "dtype": dtype}
+        trying = partial(_note, rows, about)
+        without = lost_in(rows.where(PART, **about))
+        try:
+            found = _case(op, shape, DTYPES[dtype], device, third_party.of(extra, op), without, trying)
+        except DeviceLostError as lost:
+            rows.add(PART, [{**about, **lost.row, "wrong": True}])
+            raise
+        rows.add(PART, [{**about, **row} for row in found])
         yield from (f"wrong: {op} {shape} {dtype} {row['provider']}: {row['refused']}" for row in found if row["wrong"])
 
 
+def _note(rows: Rows, about: Row, provider: str) -> None:
+    rows.trying(PART, **about, provider=provider)
+
+
+def _case(
+    op: str,
+    shape: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    extra: Mapping[str, Run],
+    without: Collection[str],
+    trying: Callable[[str], None],
+) -> list[Row]:
+    """The rows of one case; where its inputs or the exact result cannot be had, one that says so."""
+    torch.manual_seed(0)
+    trying(ALL)
+    try:
+        return check(build(op, shape, SHAPES_HERE[shape], dtype, device), extra, without, trying)
+    except Exception as failed:  # noqa: BLE001 (a case that cannot be built is its row, not the end of the report)
+        raise_if_lost(ALL, failed)
+        return [{"provider": ALL, "refused": brief(failed), "wrong": True}]
+
+
 @torch.inference_mode()
-def check(workload: Workload) -> list[Row]:
+def check(
+    workload: Workload,
+    extra: Mapping[str, Run],
+    without: Collection[str] = (),
+    trying: Callable[[str], None] = lambda provider: None,
+) -> list[Row]:
     """A row for each implementation: its error, ``wrong`` where that is too large, ``absent`` why it cannot run."""
-    runs: dict[str, Any] = dict(workload.runs)
+    runs: dict[str, Any] = {**workload.runs, **extra}
     absent = []
     for candidate in candidates(workload):
         reasons = unsupported(workload, candidate)
@@ -61,5 +104,6 @@ def check(workload: Workload) -> list[Row]:
             absent.append({"provider": candidate.impl, "absent": "; ".join(reasons), "wrong": False})
             continue
         runs[candidate.impl] = candidate.run
-    judged = judge(workload, runs, lossy(workload))
+    runs = {name: run for name, run in runs.items() if name not in without}
+    judged = judge(workload, runs, lossy(workload), trying)
     return [*({**row, "wrong": "refused" in row} for row in judged.values()), *absent]

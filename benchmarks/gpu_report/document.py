@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.gpu_report import forward
@@ -27,12 +28,29 @@ FORWARD_GOALS = (
 )
 
 
-def text(rows: Rows, results: Results, cut: Mapping[str, Sequence[str]], used_s: float) -> str:
-    """``report.md``."""
-    measured = [*results.rows, *rows.of(forward.PART)]
-    return f"""# GPU report: {results.around["device"]}
+@dataclass(frozen=True)
+class Around:
+    """What is not in the rows.
 
-{_verdict(rows)} {used_s:.0f} s of this run. {_cut(cut)}
+    Attributes:
+        machine: device, versions, clocks.
+        problems: why the work ended early, where no row says so.
+        cut: by part, what there was no time for.
+        used_s: seconds of this run.
+    """
+
+    machine: Mapping[str, Any]
+    problems: Sequence[str]
+    cut: Mapping[str, Sequence[str]]
+    used_s: float
+
+
+def text(rows: Rows, results: Results | None, around: Around) -> str:
+    """``report.md``; ``results`` is None where no worker came so far as to measure the device."""
+    measured = [*rows.of("kernels"), *rows.of(forward.PART)]
+    return f"""# GPU report: {around.machine["device"]}
+
+{_verdict(rows, around.problems)} {around.used_s:.0f} s of this run. {_cut(around.cut)}
 
 ## Goals
 
@@ -45,30 +63,32 @@ def text(rows: Rows, results: Results, cut: Mapping[str, Sequence[str]], used_s:
 ## One forward, random weights
 
 glimt runs as its engine does, with text and time prepared once per request; Diffusers computes them in every forward.
-Errors are against float32, of two layers of the same width on a small clip.
+Weights are the same, drawn anew for each: they are timed one after another, and each row is kept at once. Errors are
+against float32, of two layers of the same width on a small clip.
 
 {_forward(rows.of(forward.PART))}
 
 ## Kernels
 
-{kernels(results)}
+{kernels(results) if results else "Nothing was measured."}
 
-{pictures(results)}
+{pictures(results) if results else ""}
 
 ## Machine
 
-{listing(results.around)}
+{listing(around.machine)}
 """
 
 
-def _verdict(rows: Rows) -> str:
+def _verdict(rows: Rows, problems: Sequence[str]) -> str:
     wrong = rows.failures()
+    early = "".join(f"**It ended early:** {problem}.\n\n" for problem in problems)
     if not wrong:
-        return "Nothing that ran is wrong."
+        return early + "Nothing that ran is wrong."
     lines = "\n".join(
         f"- {row['op']}, {row['shape']}, {row['dtype']}, {row['provider']}: {row['refused']}" for row in wrong
     )
-    return f"**{len(wrong)} results are wrong:**\n\n{lines}\n\n"
+    return f"{early}**{len(wrong)} results are wrong:**\n\n{lines}\n\n"
 
 
 def _cut(cut: Mapping[str, Sequence[str]]) -> str:

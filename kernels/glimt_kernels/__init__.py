@@ -7,6 +7,7 @@ implementations that :mod:`glimt_kernels.dispatch` chooses among. ``dispatch.inv
 from glimt_kernels.ada_norm.api import ada_norm, ada_norm_8bit, gated_ada_norm, gated_ada_norm_8bit
 from glimt_kernels.attention.api import attention
 from glimt_kernels.attention_8bit.api import attention_8bit, attention_8bit_levels, preferred_formats
+from glimt_kernels.causal_conv3d.api import causal_conv3d, causal_conv3d_norm
 from glimt_kernels.chunk_attention.api import chunk_attention
 from glimt_kernels.chunk_attention.ring import KvRing
 from glimt_kernels.dispatch import (
@@ -18,7 +19,7 @@ from glimt_kernels.dispatch import (
     unsupported_reasons,
     wants_references,
 )
-from glimt_kernels.frames_to_uint8.api import frames_to_nv12, frames_to_uint8
+from glimt_kernels.frames_to_uint8.api import frames_to_nv12, frames_to_uint8, frames_to_yuv420
 from glimt_kernels.guidance_step.api import guidance_step
 from glimt_kernels.linear.api import linear
 from glimt_kernels.linear_quant.api import linear_quant, linear_w8, linear_w8a8, quantize_rows
@@ -33,6 +34,8 @@ from glimt_kernels.sparse_attention.api import sparse_attention
 from glimt_kernels.sparse_attention.builders import block_means, radial, sliding_tile, top_k
 from glimt_kernels.sparse_attention.mask import BlockMask
 from glimt_kernels.sparse_attention.tiles import Tiling, tile_order
+from glimt_kernels.upsample_conv.api import upsample_conv
+from glimt_kernels.upsample_conv.fold import fold_upsample
 
 __all__ = [
     "BlockMask",
@@ -47,10 +50,14 @@ __all__ = [
     "attention_8bit",
     "attention_8bit_levels",
     "block_means",
+    "causal_conv3d",
+    "causal_conv3d_norm",
     "chunk_attention",
     "estimate_k_mean",
+    "fold_upsample",
     "frames_to_nv12",
     "frames_to_uint8",
+    "frames_to_yuv420",
     "gated_ada_norm",
     "gated_ada_norm_8bit",
     "guidance_step",
@@ -78,5 +85,6 @@ __all__ = [
     "tile_order",
     "top_k",
     "unsupported_reasons",
+    "upsample_conv",
     "wants_references",
 ]

@@ -28,6 +28,7 @@ from typing import Any
 from glimt_kernels import triton_env
 from glimt_kernels.resources import (
     TABLES,
+    Key,
     Row,
     Table,
     faults,
@@ -45,6 +46,7 @@ MODULES = (
     "ada_norm",
     "attention",
     "attention_8bit",
+    "causal_conv3d",
     "chunk_attention",
     "frames_to_uint8",
     "guidance_step",
@@ -54,7 +56,9 @@ MODULES = (
     "qk_norm_rope",
     "qk_norm_rope_8bit",
     "quantize_qkv",
+    "rms_norm_silu",
     "sparse_attention",
+    "upsample_conv",
 )
 
 
@@ -91,18 +95,22 @@ def compile_one(build: Build, arch: int) -> Any:
 def read_row(build: Build, arch: int) -> Row:
     """Compile and read back."""
     compiled = compile_one(build, arch)
-    usage, mnemonics = _disassemble(compiled.asm["cubin"])
+    shared, needs = int(compiled.metadata.shared), build.needs.get(arch, ())
+    return row_of((build.op, build.case, arch), compiled.asm["cubin"], shared, needs)
+
+
+def row_of(key: Key, cubin: bytes, shared_bytes: int, needs: Iterable[str]) -> Row:
+    """What a compiled kernel costs; ``needs``: beginnings of instructions without which it is not what was meant."""
+    usage, mnemonics = _disassemble(cubin)
 
     def count(pattern: str) -> int:
         return sum(n for name, n in mnemonics.items() if re.match(pattern, name))
 
     mma, total = count(r"(H|I|Q|O|UTC[A-Z]*)G?MMA"), count(r"(?!NOP)")
     return Row(
-        op=build.op,
-        case=build.case,
-        arch=arch,
+        *key,
         registers=usage["REG"],
-        shared_bytes=int(compiled.metadata.shared),
+        shared_bytes=shared_bytes,
         stack_bytes=usage["STACK"],
         local_bytes=usage["LOCAL"] + count(r"LDL|STL"),
         instructions=total,
@@ -110,7 +118,7 @@ def read_row(build: Build, arch: int) -> Row:
         other_per_mma=round((total - mma) / mma, 1) if mma else 0.0,
         wide_loads=count(r"(LDG|LDGSTS)\b.*\.128|UTMALDG"),
         wide_stores=count(r"STG\b.*\.128|UTMASTG"),
-        missing=" ".join(n for n in build.needs.get(arch, ()) if not any(name.startswith(n) for name in mnemonics)),
+        missing=" ".join(n for n in needs if not any(name.startswith(n) for name in mnemonics)),
         narrow_loads=count(r"(LDG|LDGSTS)\b(?!.*\.128)"),
         narrow_stores=count(r"STG\b(?!.*\.128)"),
         tma=count(r"UTMALDG|UTMASTG"),
@@ -128,7 +136,7 @@ def _disassemble(cubin: bytes) -> tuple[dict[str, int], Counter[str]]:
         usage = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
         sass = subprocess.run([tool, "-sass", file.name], capture_output=True, text=True, check=True).stdout
     found = {name: int(value) for name, value in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", usage)}
-    lines = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", sass, re.MULTILINE)
+    lines = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Za-z0-9_.]*)", sass, re.MULTILINE)
     return found, Counter(lines)
 
 

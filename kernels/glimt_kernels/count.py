@@ -34,7 +34,7 @@ from glimt_kernels.dispatch import Candidate, Op, find, unsupported_reasons
 
 KINDS = ("matrix", "attention", "other")
 _MATRIX = {"mm", "addmm", "bmm", "baddbmm", "linear", "_addmm_activation", "convolution", "_scaled_mm", "_int_mm"}
-_MATRIX_OPS = ("linear",)  # beginnings of names in the namespace glimt
+_MATRIX_OPS = ("linear", "causal_conv3d", "upsample_conv")  # beginnings of names in the namespace glimt
 _KERNELS = ("triton", "cuda")  # implementations that are one launch
 _ATTENTION = ("scaled_dot_product", "_scaled_dot_product", "attention", "chunk_attention", "sparse_attention")
 _OVERWRITING = {"copy_", "fill_", "zero_"}  # write their first argument without reading it

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from glimt_kernels import tuned
+from glimt_kernels import outputs, tuned
 
 Run = Callable[..., Any]
 
@@ -81,6 +81,7 @@ class Op:
     name: str
     candidates: tuple[Candidate, ...]
     node: Callable[..., Any]
+    fake: Run
     sizes: Callable[..., tuple[int, ...]] | None = None
 
     def case(self, args: Sequence[Any], on: torch.device | None = None) -> Case:
@@ -100,14 +101,30 @@ class Op:
             return run(*args)
         return select(self.name, self.case(args), impl).run(*args)
 
-    def into(self, out: Tensor, *args: Any, impl: str | None = None) -> Any:
-        """The same with the first result in ``out``; the op's candidates write it there, given it as ``out``."""
-        if impl is not None or not _is_traced([out, *(arg for arg in args if isinstance(arg, Tensor))]):
-            return select(self.name, self.case(args), impl).run(*args, out=out)
-        result = self(*args)
-        if isinstance(result, tuple):
-            return out.copy_(result[0]), *result[1:]
-        return out.copy_(result)
+    def into(self, out: outputs.Given, *args: Any, impl: str | None = None) -> Any:
+        """The same with the results in ``out``: a tensor is the first of them, a sequence holds one or None for each.
+
+        An ``out`` has the shape, dtype and device of the result and any strides. A candidate with a parameter ``out``
+        writes there itself, if no tensor of ``args`` lies there; else what it gives is copied.
+
+        Raises:
+            ValueError: an ``out`` of another shape, dtype or device, or whose elements share memory.
+        """
+        given = [out] if isinstance(out, Tensor) else list(out)
+        tensors = [arg for arg in args if isinstance(arg, Tensor)]
+        present = [mine for mine in given if mine is not None]
+        if impl is None and _is_traced([*present, *tensors]):
+            results = self(*args)
+            outputs.check(self.name, given, outputs.listed(results), tensors[0].device)
+        else:
+            shapes = (torch.empty_like(arg, device="meta") if isinstance(arg, Tensor) else arg for arg in args)
+            outputs.check(self.name, given, outputs.listed(self.fake(*shapes)), tensors[0].device)
+            outputs.check_memory(self.name, given)
+            run = select(self.name, self.case(args), impl).run
+            apart = not any(outputs.shares_memory(mine, arg) for mine in present for arg in tensors)
+            results = run(*args, out=out) if apart and outputs.writes(run) else run(*args)
+        filled = outputs.fill(given, outputs.listed(results))
+        return filled[0] if isinstance(results, Tensor) else tuple(filled)
 
 
 @dataclass(frozen=True)
@@ -384,7 +401,7 @@ def define(
     qualified = f"glimt::{name}"
     torch.library.define(qualified, signature)
     torch.library.register_fake(qualified, fake)
-    op = Op(name, tuple(implementations), getattr(torch.ops.glimt, name).default, sizes)
+    op = Op(name, tuple(implementations), getattr(torch.ops.glimt, name).default, fake, sizes)
     _OPS[name] = op
 
     def compute(*args: Any) -> Any:

@@ -53,7 +53,7 @@ def _step(case: Case) -> Case:
 
 def _product(case: Case, fp8: int) -> Case:
     dtype = DTYPES.index(case.dtype or torch.float32)
-    return case._replace(dtype=None, sizes=(int(not fp8), 0, dtype, ROWS, WIDTH, WIDTH))
+    return case._replace(dtype=None, sizes=(int(not fp8), 0, dtype, ROWS, WIDTH, WIDTH, 0))
 
 
 def _in_both(form: Callable[..., Case], *before: int) -> dict[str, Form]:

@@ -5,6 +5,8 @@
     for event in engine.stream(request): ...
     result = engine.generate(request)
 
+and the autoencoder by itself: ``encode`` frames, ``decode`` latents, both as streams.
+
 An engine does not change after loading, but for components and text embeddings that it keeps once they were needed.
 Nothing of a request is stored on it: several may run at once, from several threads or interleaved, and each gives the
 bits it gives alone.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -15,6 +16,7 @@ from glimt_kernels import attention, dispatch
 from glimt_kernels.attention import api, flash_attn, triton
 from glimt_kernels.attention.call import HALVES as HALF_DTYPES
 from glimt_kernels.attention.call import Call
+from glimt_kernels.triton_env import ARCHS
 
 # Queries and keys: a 1, primes, beside and at a multiple of the blocks of 32, 64 and 128.
 LENGTHS = [(1, 1), (7, 31), (131, 33), (32, 128), (5, 263)]
@@ -258,6 +260,7 @@ def test_what_is_not_finite_is_not_hidden(where: str) -> None:
 def test_sdpa_within_budget(dtype: torch.dtype) -> None:
     for bias in (None, key_bias(67)):
         check(*make(19, 67, 64, dtype), "sdpa", bias, impl="sdpa")
+    check(*make(19, 67, 384, dtype), "sdpa, head_dim of a VAE")
 
 
 def test_the_largest_scale_and_the_smallest() -> None:
@@ -294,6 +297,8 @@ def test_the_order_on_each_chip(monkeypatch: pytest.MonkeyPatch) -> None:
     assert kernels.select("attention", case(80, torch.float32)).impl == "sdpa"
     assert kernels.select("attention", case(80, torch.float64)).impl == "reference"
     assert kernels.select("attention_lse", case(90)).impl == "triton"
+    for arch, head_dim in itertools.product((0, *ARCHS), (384, 1024)):  # the one head of Wan's autoencoders
+        assert kernels.select("attention", case(arch, head_dim=head_dim)).impl == "sdpa"
 
 
 def test_libraries_say_why_they_cannot() -> None:

@@ -16,9 +16,8 @@ import torch
 import glimt_kernels
 from glimt_kernels import dispatch, tuned
 from glimt_kernels.bench import SHAPES, BenchError, Settings, Shape, goals, machine, run, third_party, tune
-from glimt_kernels.bench.compare import judge, known_rows
+from glimt_kernels.bench.compare import append_rows, judge, known_rows
 from glimt_kernels.bench.ops import OPS, build
-from glimt_kernels.bench.timing import Timing
 from glimt_kernels.bench.workload import error, flat
 
 README = Path(glimt_kernels.__file__).parent / "bench" / "README.md"
@@ -58,7 +57,8 @@ def test_a_run_compares_what_runs_here_and_says_why_the_rest_does_not(tmp_path: 
 def test_a_folder_of_another_machine_is_refused_and_a_torn_line_is_dropped(tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"device": "this"}\n{"dev')
-    assert known_rows(tmp_path, "this") == [{"device": "this"}]
+    append_rows(tmp_path, [{"device": "this", "n": 2}])
+    assert known_rows(tmp_path, "this") == [{"device": "this"}, {"device": "this", "n": 2}]
     with pytest.raises(BenchError, match="holds rows of this; this is that: take another folder"):
         known_rows(tmp_path, "that")
 
@@ -109,6 +109,30 @@ def test_an_implementation_that_says_it_is_lossy_is_timed_and_never_tuned_in(
     assert set(trial.median_ms) == {"native", "reference"} and not trial.refused
 
 
+def test_a_provider_that_loses_the_gpu_ends_the_run_and_is_passed_over_in_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(words: str) -> None:
+        raise RuntimeError(words)
+
+    mine = tmp_path / "mine.py"
+    mine.write_text(
+        "def breaks(x, scale, shift, eps):\n    raise RuntimeError('CUDA error: an illegal memory access')\n\n\n"
+        "PROVIDERS = {'ada_norm': {'breaks': breaks}}\n"
+    )
+    asked = quick(providers=["eager", "breaks", "reference"], provider_file=mine, out=tmp_path / "out")
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda *device: fail("still"))
+    with pytest.raises(BenchError, match=r"breaks left the GPU unusable .*illegal memory access"):
+        run(asked)
+    (row,) = known_rows(tmp_path / "out", machine.device_name(CPU))
+    assert row["provider"] == "breaks" and row["lost"]
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda *device: None)
+    rows = by_provider(run(asked).rows)
+    assert set(rows) == {"eager", "breaks", "reference"} and rows["reference"]["median_ms"] > 0
+    assert len(run(asked).rows) == 3, "and then all of it is known"
+
+
 @pytest.mark.parametrize(
     ("text", "wrong"),
     [
@@ -155,10 +179,18 @@ def test_clocks_are_read_from_nvidia_smi_or_said_to_be_unknown(tmp_path: Path, m
 
 def test_all_that_is_wrong_with_the_settings_is_said_at_once() -> None:
     with pytest.raises(BenchError) as caught:
-        Settings(ops=["atention"], shapes=["huge"], dtype="fp64", device="tpu", repeats=0, provider_file=Path("none"))
+        Settings(
+            ops=["atention"],
+            shapes=["huge"],
+            dtype="fp64",
+            device="tpu",
+            repeats=0,
+            limit_s=-1,
+            provider_file=Path("none"),
+        )
     found = caught.value.problems
     assert [problem.partition(":")[0] for problem in found] == [
-        *("op", "shapes", "dtype", "device", "repeats", "provider_file")
+        *("op", "shapes", "dtype", "device", "repeats", "limit_s", "provider_file")
     ]
     assert "did you mean 'attention'" in found[0]
 
@@ -222,7 +254,7 @@ def test_goals_are_met_missed_or_unmeasured() -> None:
     text = goals.table(rows)
     verdicts = [line.rpartition("| ")[2] for line in text.replace(" |\n", "\n").removesuffix(" |").splitlines()[2:]]
     expected = ["met", "*unmeasured*", "**missed**", "*unmeasured*", "*unmeasured*", "**missed**", "met"]
-    assert verdicts == [*expected, "*unmeasured*"]
+    assert verdicts == [*expected, *["*unmeasured*"] * 5]  # of FP8 and of convolutions there are no rows
     on_cpu = goals.table([{**one, "on_gpu": False} for one in rows])
     assert on_cpu.count("*unmeasured*") == len(goals.GOALS)
 
@@ -232,8 +264,3 @@ def test_tokens_of_real_shapes_are_those_of_their_clips() -> None:
     assert SHAPES["wan-14b-720p"].tokens == 75_600
     assert SHAPES["wan-5b-720p"].tokens == 27_280
     assert SHAPES["hunyuan-720p"].tokens == 118_800
-
-
-def test_percentiles_are_of_the_values_themselves() -> None:
-    timing = Timing((5.0, 1.0, 3.0, 2.0, 4.0))
-    assert (timing.percentile_ms(20), timing.median_ms, timing.percentile_ms(80)) == (2.0, 3.0, 4.0)

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from glimt_kernels import ada_norm, linear, rms_norm_silu
+from glimt_kernels import ada_norm, causal_conv3d_norm, linear, rms_norm_silu
 from glimt_kernels.count import Count
 
 
@@ -51,7 +51,7 @@ def test_an_op_of_ours_is_one_launch() -> None:
 
 
 def test_what_is_no_kernel_on_a_gpu_counts_as_what_it_calls() -> None:
-    """cuBLAS with a bias, a kernel of ours with gate and residual, and an op that has no GPU kernel at all."""
+    """cuBLAS with a bias, a kernel of ours with gate and residual, and one in a dtype that no kernel takes."""
     x, weight = torch.empty(1, 6, 8, dtype=torch.bfloat16, device="meta"), torch.empty(8, device="meta")
     square, gate = x.new_empty(8, 8), x.new_empty(1, 1, 8)
     with torch.no_grad(), Count() as count:
@@ -62,8 +62,22 @@ def test_what_is_no_kernel_on_a_gpu_counts_as_what_it_calls() -> None:
     assert {call.kind for call in count.calls} == {"matrix"}
     assert count.calls[-1].num_bytes == 2 * (3 * 48 + 64 + 8 + 8)
     with torch.no_grad(), Count() as count:
-        rms_norm_silu(x, weight)
+        rms_norm_silu(x.double(), weight)
     assert count.launches > 3 and not any(call.name.startswith("glimt") for call in count.calls)
+
+
+def test_a_convolution_and_its_norm_are_one_launch_where_the_channels_fit_it() -> None:
+    names = {}
+    for channels in (384, 512):
+        x = torch.empty(1, channels, 4, 6, 8, dtype=torch.bfloat16, device="meta")
+        weight, row = x.new_empty(channels, channels, 3, 3, 3), x.new_empty(channels)
+        with torch.no_grad(), Count() as count:
+            causal_conv3d_norm(x, weight, row, x[:, :, :2], x, row)
+        names[channels] = [(call.name, call.kind) for call in count.calls]
+        if channels == 384:  # half of x before it, x, the residual and two results
+            assert count.traffic_bytes() == 2 * (4 * x.numel() + x.numel() // 2 + weight.numel() + 2 * channels)
+    assert names[384] == [("glimt::causal_conv3d_norm", "matrix")]
+    assert names[512] == [("glimt::causal_conv3d", "matrix"), ("glimt::rms_norm_silu", "other")]
 
 
 def test_inference_mode_hides_copies_and_is_refused() -> None:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from compiler import find_nvcc
+from compiler import find_cutlass, find_nvcc
 
 ROOT = Path(__file__).parents[2]
 PLACES = ("CUDACXX", "CUDA_PATH", "CUDA_HOME", "CUDAToolkit_ROOT")  # where CMake looks for an nvcc beside PATH
@@ -102,3 +102,28 @@ def test_the_wheels_nvcc_is_found_also_after_none_was(tmp_path: Path, request: p
     assert code == 0, said
     assert compiles_cuda(build)
     assert str(wheel) in (build / "compile_commands.json").read_text()
+
+
+def test_convolutions_are_compiled_where_the_headers_of_cutlass_are(tmp_path: Path) -> None:
+    find_nvcc()
+    headers = find_cutlass()
+    code, said = configure(tmp_path, GLIMT_CUDA="ON")
+    assert code == 0, said
+    assert f"CUDA convolutions with CUTLASS of {headers}" in said
+    commands = (tmp_path / "compile_commands.json").read_text()
+    assert "hopper_96.cu" in commands and "sm_90a" in commands and "GLIMT_WITH_CUTLASS" in commands
+
+
+def test_without_those_headers_they_are_left_out_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find_nvcc()
+    (tmp_path / "site/cutlass_library").mkdir(parents=True)  # hides one that is there
+    (tmp_path / "site/cutlass_library/__init__.py").touch()
+    before = os.environ.get("PYTHONPATH")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "site"), *([before] if before else [])]))
+    code, said = configure(tmp_path / "build", GLIMT_CUDA="ON")
+    assert code == 0, said
+    assert "CUDA convolutions left out" in said and "pip install --no-deps nvidia-cutlass" in said
+    commands = (tmp_path / "build/compile_commands.json").read_text()
+    assert "frames_to_uint8.cu" in commands and "hopper_96.cu" not in commands and "GLIMT_WITH_CUTLASS" not in commands

@@ -17,6 +17,7 @@ from torch import Tensor
 
 import glimt_kernels as kernels
 from glimt_kernels import dispatch
+from glimt_kernels.causal_conv3d.call import channels_last
 
 GPU_CASE = kernels.Case("cuda", torch.bfloat16)
 
@@ -56,6 +57,11 @@ def attend_blocks(
     return kernels.sparse_attention(q, k, v, mask, scale=scale, return_lse=return_lse)
 
 
+def convolve_and_norm(*args: Any) -> tuple[Tensor, Tensor | None]:
+    """Without ``keep``, or with it as the last."""
+    return kernels.causal_conv3d_norm(*args[:6], keep=args[6] if len(args) > 6 else True)
+
+
 def calls() -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
     """One small call of each op: the public function and its tensors and numbers."""
     theta = random(5, 4, seed=9)
@@ -67,9 +73,14 @@ def calls() -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
     keys = random(2, 128, 1, 8, seed=3)
     lists = (torch.tensor(x, dtype=torch.int32) for x in ([[[0, 2]]], [0, 1], [64, 5]))
     listed = heads[0], keys, keys.neg(), *lists, 64, 0.3
+    frames = [channels_last(random(*shape)) for shape in ((2, 3, 2, 4, 5), (6, 3, 3, 1, 1), (2, 6, 2, 4, 5))]
+    convolved = *frames[:2], random(6), frames[0][:, :, :1].neg(), frames[2]
     eight_bits = random(8, 16).mul(40).round().to(torch.int8), random(8, seed=1)
     return {
         "rms_norm_silu": (kernels.rms_norm_silu, (random(2, 3, 16), random(16), random(16, seed=1))),
+        "causal_conv3d": (kernels.causal_conv3d, convolved),
+        "causal_conv3d_norm": (convolve_and_norm, (*convolved, random(6, seed=1))),
+        "upsample_conv": (kernels.upsample_conv, (frames[0], random(8, 3, 2, 2), random(2))),
         "qk_norm_rope": (kernels.qk_norm_rope, rope),
         "qk_norm_rope_8bit": (kernels.qk_norm_rope_8bit, rope),
         "ada_norm": (kernels.ada_norm, (x, m, m.neg(), 1e-6)),
@@ -118,6 +129,7 @@ FLOATING = [op for op in OPS if op not in INTEGRAL]
 # What the node of an op takes beyond what its call in calls() gives.
 REST: dict[str, tuple[Any, ...]] = {
     "rms_norm_silu": (True, 1e-12),
+    "causal_conv3d_norm": (True,),
     "ada_norm_8bit": (torch.int8,),
     "guidance_step": ([],),
     "gated_ada_norm_8bit": (torch.int8,),
@@ -139,8 +151,9 @@ def test_the_inventory_lists_every_implementation_with_reasons() -> None:
         assert mine[-1]["impl"] == "reference"
         assert all(bool(row["reasons"]) != row["chosen"] for row in mine)
         expected = "native" if any(row["impl"] == "native" for row in mine) else "reference"
-        expected = "sdpa" if op in ("attention", "chunk_attention") else "onednn" if op == "linear" else expected
         expected = "sdpa" if op in ("attention", "chunk_attention") else expected
+        expected = "onednn" if op in ("linear", "causal_conv3d", "upsample_conv") else expected
+        expected = "apart" if op == "causal_conv3d_norm" else expected
         expected = "gather" if op.startswith("sparse_attention") else expected
         assert next(row["impl"] for row in mine if row["chosen"]) == expected
 

@@ -1,7 +1,8 @@
-"""frames_to_uint8: every implementation gives Diffusers' bytes. frames_to_nv12: the colours of BT.709."""
+"""frames_to_uint8: every implementation gives Diffusers' bytes. frames_to_nv12, _yuv420: the colours of BT.709."""
 
 from __future__ import annotations
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -9,7 +10,7 @@ from budget import HALVES, ISAS, instruction_set, poison, random
 from diffusers.video_processor import VideoProcessor
 from torch import Tensor
 
-from glimt_kernels import frames_to_nv12, frames_to_uint8
+from glimt_kernels import frames_to_nv12, frames_to_uint8, frames_to_yuv420
 
 
 def diffusers_bytes(pixels: Tensor) -> Tensor:
@@ -142,6 +143,17 @@ def planes(frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return frames[:, :, :height], both[..., 0], both[..., 1]
 
 
+def apart(frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The same of planar frames: as many bytes as FFmpeg's yuv420p, in its order."""
+    b, f, lines, width = frames.shape
+    height = lines // 3 * 2
+    chroma = frames.reshape(b, f, lines * width)[..., height * width :].view(b, f, 2, height // 2, width // 2)
+    return frames[:, :, :height], chroma[:, :, 0], chroma[:, :, 1]
+
+
+ENCODED = {"nv12": (frames_to_nv12, planes), "yuv420": (frames_to_yuv420, apart)}
+
+
 def exact_nv12(pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """By the matrix of BT.709, before rounding, float64."""
     rows = [
@@ -156,32 +168,36 @@ def exact_nv12(pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return 16 + 219 * y, 128 + 224 * pool(cb, 2), 128 + 224 * pool(cr, 2)
 
 
+@pytest.mark.parametrize("layout", ENCODED)
 @pytest.mark.parametrize("impl", ["triton", "reference"])
-def test_colour_bars(impl: str) -> None:
+def test_colour_bars(impl: str, layout: str) -> None:
+    encode, split = ENCODED[layout]
     colours = torch.tensor(list(BARS)).float() * 2 - 1  # [8, 3]
     pixels = colours.T.reshape(1, 3, 1, 1, 8).repeat_interleave(6, -1).expand(1, 3, 2, 4, 48)
-    frames = frames_to_nv12(pixels, impl=impl)
+    frames = encode(pixels, impl=impl)
     assert frames.shape == (1, 2, 6, 48)
-    for plane, column in zip(planes(frames), range(3), strict=True):
+    for plane, column in zip(split(frames), range(3), strict=True):
         found = plane[0, 1, -1].unflatten(0, (8, -1)).int()
         expected = torch.tensor([bar[column] for bar in BARS.values()])
         assert ((found - expected[:, None]).abs() <= 1).all()
 
 
+@pytest.mark.parametrize("layout", ENCODED)
 @pytest.mark.parametrize("impl", ["triton", "reference"])
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("shape", [(1, 3, 1, 2, 2), (3, 3, 2, 22, 6), (1, 3, 2, 6, 518), (0, 3, 2, 4, 6)])
 def test_nv12_is_the_nearest_level(
-    shape: tuple[int, ...], dtype: torch.dtype, impl: str, monkeypatch: pytest.MonkeyPatch
+    shape: tuple[int, ...], dtype: torch.dtype, impl: str, layout: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    encode, split = ENCODED[layout]
     pixels = random(*shape).to(dtype)
     poison(monkeypatch)
     layouts = [pixels, pixels.transpose(3, 4).contiguous().transpose(3, 4)]
     layouts.append(pixels.contiguous(memory_format=torch.channels_last_3d))
-    for layout in layouts:
-        frames = frames_to_nv12(layout, impl=impl)
+    for given in layouts:
+        frames = encode(given, impl=impl)
         assert frames.is_contiguous()
-        for plane, exact in zip(planes(frames), exact_nv12(pixels), strict=True):
+        for plane, exact in zip(split(frames), exact_nv12(pixels), strict=True):
             assert plane.shape == exact.shape
             assert ((plane.double() - exact).abs() <= 0.5001).all()
 
@@ -196,11 +212,26 @@ def test_nv12_of_what_is_no_colour(impl: str) -> None:
     assert (cb == 128).all()
 
 
-def test_nv12_refuses_odd_sizes() -> None:
-    with pytest.raises(ValueError, match=r"even height and width.* 5 x 7, cut it to 4 x 6"):
-        frames_to_nv12(random(1, 3, 2, 5, 7))
+@pytest.mark.parametrize("layout", ENCODED)
+def test_nv12_refuses_odd_sizes(layout: str) -> None:
+    encode, _ = ENCODED[layout]
+    with pytest.raises(ValueError, match=rf"frames_to_{layout} takes an even height.* 5 x 7, cut it to 4 x 6"):
+        encode(random(1, 3, 2, 5, 7))
     with pytest.raises(ValueError, match=r"\[1, 4, 2, 2, 2\]"):
-        frames_to_nv12(random(1, 4, 2, 2, 2))
+        encode(random(1, 4, 2, 2, 2))
+
+
+def test_an_encoder_reads_the_planes_as_they_are() -> None:
+    """FFmpeg's own conversion of a frame with areas of the bars' colours, from yuv420p to RGB, gives them back."""
+    colours = torch.tensor(list(BARS)).float() * 2 - 1
+    pixels = colours.T.reshape(1, 3, 1, 1, 8).repeat_interleave(16, -1).expand(1, 3, 1, 32, 128)
+    frame = av.VideoFrame.from_ndarray(frames_to_yuv420(pixels)[0, 0].numpy(), format="yuv420p")
+    frame.colorspace, frame.color_range = av.video.reformatter.Colorspace.ITU709, av.video.reformatter.ColorRange.MPEG
+    found = torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1).int()
+    expected = ((pixels[0, :, 0] + 1) / 2 * 255).int()
+    middle = torch.arange(128) % 16
+    inside = (middle > 2) & (middle < 13)  # away from edges, across which chroma is interpolated
+    assert ((found - expected).abs()[:, :, inside] <= 3).all()
 
 
 @pytest.mark.gpu
@@ -208,5 +239,6 @@ def test_nv12_on_cuda() -> None:
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
     pixels = random(2, 3, 3, 22, 518)
-    for plane, exact in zip(planes(frames_to_nv12(pixels.cuda()).cpu()), exact_nv12(pixels), strict=True):
-        assert ((plane.double() - exact).abs() <= 0.5001).all()
+    for encode, split in ENCODED.values():
+        for plane, exact in zip(split(encode(pixels.cuda()).cpu()), exact_nv12(pixels), strict=True):
+            assert ((plane.double() - exact).abs() <= 0.5001).all()

@@ -21,7 +21,7 @@ from glimt_kernels import (
     quantize_rows,
     quantize_weight,
 )
-from glimt_kernels.linear_quant import int_mm, quantize, reference, tiles, triton
+from glimt_kernels.linear_quant import int_mm, quantize, reference, scaled_mm, tiles, triton
 from glimt_kernels.triton_env import jit, tl
 
 # sm_80 decodes e4m3 with integer arithmetic and takes other tiles than sm_90, which has two sums.
@@ -287,10 +287,40 @@ def test_int_mm_is_chosen_on_the_cpu_for_int8_alone() -> None:
     assert chosen(quantize_weight(random(8, 32), "fp8")) == "reference"
     with pytest.raises(UnsupportedError, match=r"it takes int8; it takes scales per row"):
         linear_quant(random(5, 32), quantize_weight(random(8, 32), "fp8", "block"), impl="int_mm")
-    case = dispatch.Case("cuda", None, sizes=(1, 0, 0, 16, 8, 30), arch=90)
+    case = dispatch.Case("cuda", None, sizes=(1, 0, 0, 16, 8, 30, 1), arch=90)
     assert int_mm.reasons(case) == [
         "cuBLAS takes more than 16 rows, N and K in multiples of 8; found 16 rows, N 8, K 30"
     ]
+
+
+def test_scaled_mm_is_the_same_product() -> None:
+    """PyTorch's, by name: each scale on its own axis, the weight turned, the bias added before the only rounding."""
+    for shape, n, k in (((33,), 32, 48), ((2, 5), 16, 144), ((1,), 48, 16)):
+        weight = quantize_weight(random(n, k), "fp8")
+        x, scales = quantize_rows(random(*shape, k), "fp8")
+        for bias in (None, random(n).bfloat16()):
+            args = (x, scales, weight.data, weight.scales, bias, None, None, "none", torch.bfloat16)
+            found, expected = (linear_w8a8(*args, impl=impl) for impl in ("scaled_mm", "reference"))
+            assert found.shape == (*shape, n) and found.dtype == torch.bfloat16 and found.is_contiguous()
+            torch.testing.assert_close(found, expected, rtol=2**-7, atol=2**-7 * expected.abs().max().item())
+
+
+def test_scaled_mm_says_what_it_cannot() -> None:
+    def reasons(arch: int, *sizes: int) -> str:
+        return "; ".join(scaled_mm.reasons(dispatch.Case("cuda", None, sizes=sizes, arch=arch)))
+
+    assert reasons(89, 0, 0, 2, 99, 32, 16, 1) == reasons(120, 0, 0, 2, 1, 16, 48, 1) == ""
+    wrong = reasons(86, 1, 1, 1, 0, 30, 16, 0)
+    for part in ("fp8", "per block", "bfloat16", "round twice", "sm_89 or newer", "found 0 rows, N 30, K 16"):
+        assert part in wrong
+    x, weight = random(3, 32), quantize_weight(random(16, 32), "fp8")
+    with pytest.raises(UnsupportedError, match="it gives bfloat16"):
+        linear_quant(x, weight, impl="scaled_mm")
+    assert linear_quant(x.bfloat16(), weight, impl="scaled_mm").dtype == torch.bfloat16
+    with pytest.raises(UnsupportedError, match="round twice"):
+        linear_quant(x.bfloat16(), weight, activation="gelu_tanh", impl="scaled_mm")
+    with pytest.raises(UnsupportedError, match="round twice"):  # a bias of another dtype
+        linear_quant(x.bfloat16(), weight, random(16), impl="scaled_mm")
 
 
 def test_every_chip_has_an_fp8_linear() -> None:
@@ -300,7 +330,7 @@ def test_every_chip_has_an_fp8_linear() -> None:
             constants, _ = tiles.launch(arch, "fp8", x_dtype, (1536, 1536), False, tiles.Epilogue())
             assert constants["DECODE"]
             assert constants["DOT"] == "half"
-    old = dispatch.Case("cuda", None, arch=80, sizes=(0, 0, 2, 99, 16, 16))
+    old = dispatch.Case("cuda", None, arch=80, sizes=(0, 0, 2, 99, 16, 16, 1))
     assert {dispatch.select(op, old).impl for op in ("linear_w8", "linear_w8a8")} == {"triton"}
 
 

@@ -30,6 +30,7 @@ SAMPLE = [
     ("3.7.1", "frames_to_nv12", 120),
     ("3.7.1", "qk_norm_rope", 80),
     ("3.7.1", "attention", 90),
+    ("3.7.1", "upsample_conv", 86),
     ("3.6.0", "guidance_step", 86),
     ("3.6.0", "qk_norm_rope", 120),
     ("3.6.0", "chunk_attention", 100),
@@ -79,7 +80,8 @@ def test_rows_show_matrix_instructions_tma_and_wide_accesses_where_promised(vers
 
 
 def test_which_ops_have_matrix_instructions() -> None:
-    assert {"attention", "chunk_attention", "linear_w8a8", "linear_w8"} <= MATRIX_OPS
+    assert {"attention", "chunk_attention", "linear_w8a8", "linear_w8", "causal_conv3d"} <= MATRIX_OPS
+    assert "rms_norm_silu" not in MATRIX_OPS
     assert not MATRIX_OPS & {"ada_norm", "qk_norm_rope", "qk_norm_rope_8bit", "guidance_step", "quantize_rows"}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -194,9 +195,7 @@ def test_tuning_times_what_can_run_and_keeps_what_a_call_then_takes(monkeypatch:
 
     op = dispatch.find("ada_norm")
     native, wrong = op.candidates[0], dispatch.Candidate("ada_norm", "wrong", lambda x, scale, shift, eps: x)
-    changed = dispatch.Op(
-        op.name, (wrong, dispatch.Candidate("ada_norm", "slow", slow), *op.candidates), op.node, op.sizes
-    )
+    changed = replace(op, candidates=(wrong, dispatch.Candidate("ada_norm", "slow", slow), *op.candidates))
     monkeypatch.setitem(dispatch._OPS, "ada_norm", changed)
     said: list[str] = []
     (found,), path = tune(Settings(ops=["ada_norm"], shapes=["tiny"], device="cpu", repeats=5), say=said.append)

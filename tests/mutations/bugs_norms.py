@@ -208,6 +208,42 @@ QK_NORM_ROPE_8BIT = [
 ]
 
 _NORM = "test_norm.py::"
+_SILU = "test_rms_norm_silu.py::"
+silu = partial(Mutation, "rms_norm_silu", "rms_norm_silu/triton.py")
+RMS_NORM_SILU = [
+    silu(
+        _SILU + "test_triton_within_budget",
+        "the sum of squares is that of the last piece",
+        "total += tl.sum(value * value, 1)",
+        "total = tl.sum(value * value, 1)",
+    ),
+    silu(
+        _SILU + "test_triton_within_budget",
+        "every piece takes the weights of the first",
+        "channel = part * PIECE + column",
+        "channel = 0 * part + column",
+    ),
+    silu(_SILU + "test_triton_within_budget", "eps dropped", "tl.where(norm < eps, eps, norm)", "norm"),
+    silu(
+        _SILU + "test_triton_within_budget",
+        "SiLU always",
+        "        if SILU:\n",
+        "        if SILU or WIDTH:\n",
+    ),
+    silu(
+        _SILU + "test_not_a_number_stays_in_its_row[triton]",
+        "a norm that is NaN becomes eps",
+        "tl.where(norm < eps, eps, norm)",
+        "tl.where(norm > eps, norm, eps)",
+    ),
+    silu(
+        _SILU + "test_triton_takes_any_rows_and_strides",
+        "rows read one behind the other",
+        "row[:, None] * x_row",
+        "row[:, None] * WIDTH",
+    ),
+]
+
 layer = partial(Mutation, "layer_norm", "norm/triton.py")
 rms = partial(Mutation, "rms_norm", "norm/triton.py")
 NORM = [

@@ -55,8 +55,20 @@ FRAMES = [
     nv12(
         _FRAMES + "test_nv12_is_the_nearest_level",
         "Cr before Cb",
-        "tl.join(cb, cr)",
-        "tl.join(cr, cb)",
+        "tl.reshape(tl.join(cb, cr)",
+        "tl.reshape(tl.join(cr, cb)",
+    ),
+    nv12(
+        _FRAMES + "test_nv12_is_the_nearest_level",
+        "the plane of Cr begins a line early",
+        "* (HEIGHT // 2 * HALF)",
+        "* ((HEIGHT // 2 - 1) * HALF)",
+    ),
+    nv12(
+        _FRAMES + "test_nv12_is_the_nearest_level",
+        "the plane of Cr before that of Cb",
+        "tl.permute(tl.join(cb, cr)",
+        "tl.permute(tl.join(cr, cb)",
     ),
     nv12(
         _FRAMES + "test_colour_bars",

@@ -6,9 +6,11 @@ import zlib
 
 from bugs_8bit import ATTENTION_8BIT, QUANTIZE_QKV
 from bugs_attention import ATTENTION, CHUNK_ATTENTION, SPARSE_ATTENTION
+from bugs_conv_cuda import CONV_CUDA
+from bugs_convolutions import CAUSAL_CONV3D, CAUSAL_CONV3D_NORM, UPSAMPLE_CONV
 from bugs_linear import LINEAR, LINEAR_QUANT
 from bugs_native import NATIVE
-from bugs_norms import ADA_NORM, NORM, QK_NORM_ROPE, QK_NORM_ROPE_8BIT
+from bugs_norms import ADA_NORM, NORM, QK_NORM_ROPE, QK_NORM_ROPE_8BIT, RMS_NORM_SILU
 from bugs_pixels import FRAMES, GUIDANCE_STEP
 from plant import PACKAGE, Mutation
 
@@ -16,7 +18,10 @@ MUTATIONS: tuple[Mutation, ...] = (
     *ADA_NORM,
     *ATTENTION,
     *ATTENTION_8BIT,
+    *CAUSAL_CONV3D,
+    *CAUSAL_CONV3D_NORM,
     *CHUNK_ATTENTION,
+    *CONV_CUDA,
     *FRAMES,
     *GUIDANCE_STEP,
     *LINEAR,
@@ -25,13 +30,15 @@ MUTATIONS: tuple[Mutation, ...] = (
     *QK_NORM_ROPE,
     *QK_NORM_ROPE_8BIT,
     *QUANTIZE_QKV,
+    *RMS_NORM_SILU,
     *SPARSE_ATTENTION,
+    *UPSAMPLE_CONV,
     *NATIVE,
 )
 
 
 def sample() -> list[Mutation]:
-    """One of each file of kernels, of C++ none; which one changes with the file."""
+    """One of each file of kernels, of those of CPUs none; which one changes with the file."""
     by_file: dict[str, list[Mutation]] = {}
     for mutation in MUTATIONS:
         if not mutation.native:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from glimt.cli import main
-from glimt.cli.parser import UsageError, parse
+from glimt.cli.parser import UsageError, build, parse
+from glimt_kernels.bench import __main__ as bench
 
 TINY = ["bench", "kernels", "--device", "cpu", "--op", "ada_norm", "--providers", "eager,reference", "--repeats", "2"]
 
@@ -27,6 +28,23 @@ def test_mistakes_are_said_at_once_in_the_words_of_the_command_line(capsys: pyte
     said = capsys.readouterr().err
     assert "--op: no 'adanorm'; did you mean 'ada_norm'?" in said
     assert "--shapes: no 'tinny'; did you mean 'tiny'?" in said and "--provider-file: no file none.py" in said
+
+
+def test_an_option_given_again_adds_to_its_list() -> None:
+    words = ["--op", "ada_norm", "--op", "attention,linear", "--providers", "eager", "--providers", "triton"]
+    given = parse(["bench", "kernels", *words])
+    assert given.op == ("ada_norm", "attention", "linear") and given.providers == ("eager", "triton")
+    assert parse(["tune", "--op", "ada_norm", "--op", "linear"]).op == ("ada_norm", "linear")
+    alone = bench.parser().parse_args(words)
+    assert tuple(alone.op) == given.op and tuple(alone.providers) == given.providers
+    with pytest.raises(UsageError, match="'a,,b' has a comma with no name beside it"):
+        parse(["bench", "kernels", "--op", "a,,b", "--op", "linear"])
+
+
+def test_with_and_without_the_engine_the_options_are_the_same() -> None:
+    _, commands = build()
+    ours = {*commands["bench"].option_names()} - {"--json"}
+    assert ours == {name for action in bench.parser()._actions for name in action.option_strings if name[:2] == "--"}
 
 
 def test_what_is_timed_must_be_said() -> None:

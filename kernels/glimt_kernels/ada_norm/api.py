@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import overload
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from glimt_kernels.ada_norm import native, reference, triton
 from glimt_kernels.dispatch import Candidate, Case, define
 from glimt_kernels.eight_bit.reference import arch_reasons, check_dtype
+from glimt_kernels.outputs import Given
 from glimt_kernels.triton_env import reluctance, triton_reasons
 
 
@@ -22,6 +24,7 @@ def ada_norm(
     gate: None = None,
     residual: None = None,
     *,
+    out: Tensor | None = None,
     impl: str | None = None,
 ) -> Tensor: ...
 @overload
@@ -33,6 +36,7 @@ def ada_norm(
     gate: Tensor | None,
     residual: Tensor,
     *,
+    out: Sequence[Tensor | None] | None = None,
     impl: str | None = None,
 ) -> tuple[Tensor, Tensor]: ...
 def ada_norm(
@@ -43,6 +47,7 @@ def ada_norm(
     gate: Tensor | None = None,
     residual: Tensor | None = None,
     *,
+    out: Given | None = None,
     impl: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """``(x - mean) / sqrt(var + eps) * (1 + scale) + shift`` over the last axis (``var`` biased).
@@ -57,6 +62,8 @@ def ada_norm(
         eps: added to the variance.
         gate: like ``scale``; only with ``residual``.
         residual: [B, N, D], the residual stream before the branch.
+        out: like the result (with ``residual`` a tensor or None for each of the two), any strides; written and returned
+            instead of a new tensor.
         impl: "native", "triton" or "reference" instead of the chosen implementation.
 
     Returns:
@@ -70,11 +77,13 @@ def ada_norm(
     Source: adaptive layer norm of DiT (arXiv:2212.09748) as in ``wan/modules/model.py``.
     """
     if residual is not None:
-        return gated_ada_norm(x, residual, gate, scale, shift, eps, impl=impl)
+        both = (out, None) if isinstance(out, Tensor) else out
+        return gated_ada_norm(x, residual, gate, scale, shift, eps, out=both, impl=impl)
     if gate is not None:
         raise ValueError("ada_norm takes a gate only together with the residual that the gated branch is added to")
     _check(x, None, scale=scale, shift=shift)
-    result: Tensor = ADA_NORM(x, scale, shift, eps, impl=impl)
+    args = (x, scale, shift, eps)
+    result: Tensor = ADA_NORM(*args, impl=impl) if out is None else ADA_NORM.into(out, *args, impl=impl)
     return result
 
 
@@ -86,6 +95,7 @@ def gated_ada_norm(
     shift: Tensor,
     eps: float,
     *,
+    out: Sequence[Tensor | None] | None = None,
     impl: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """``stream = residual + gate * x`` and ``ada_norm(stream, scale, shift, eps)`` in one pass.
@@ -96,7 +106,8 @@ def gated_ada_norm(
         ``(normalized, stream)``, both [B, N, D] and contiguous. Neither input is changed.
     """
     _check(x, residual, scale=scale, shift=shift, **({} if gate is None else {"gate": gate}))
-    result: tuple[Tensor, Tensor] = GATED(x, residual, gate, scale, shift, eps, impl=impl)
+    args = (x, residual, gate, scale, shift, eps)
+    result: tuple[Tensor, Tensor] = GATED(*args, impl=impl) if out is None else GATED.into(out, *args, impl=impl)
     return result
 
 
@@ -107,6 +118,7 @@ def ada_norm_8bit(
     eps: float,
     *,
     dtype: torch.dtype = torch.int8,
+    out: Sequence[Tensor | None] | None = None,
     impl: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """:func:`ada_norm`, each row then in 8 bits: ``row_scale = max(amax, 2^-100) / limit``, ``level = y / row_scale``
@@ -115,6 +127,7 @@ def ada_norm_8bit(
     Args:
         x, scale, shift, eps: as in :func:`ada_norm`.
         dtype: torch.int8 or torch.float8_e4m3fn.
+        out: a tensor or None for each result, like it, any strides; written and returned instead of new ones.
         impl: "triton" or "reference" instead of the chosen implementation.
 
     Returns:
@@ -128,7 +141,9 @@ def ada_norm_8bit(
     """
     _check(x, None, scale=scale, shift=shift)
     check_dtype("ada_norm_8bit", dtype)
-    result: tuple[Tensor, Tensor] = ADA_NORM_8BIT(x.detach(), scale.detach(), shift.detach(), eps, dtype, impl=impl)
+    args = (x.detach(), scale.detach(), shift.detach(), eps, dtype)
+    op = ADA_NORM_8BIT
+    result: tuple[Tensor, Tensor] = op(*args, impl=impl) if out is None else op.into(out, *args, impl=impl)
     return result
 
 
@@ -141,6 +156,7 @@ def gated_ada_norm_8bit(
     eps: float,
     *,
     dtype: torch.dtype = torch.int8,
+    out: Sequence[Tensor | None] | None = None,
     impl: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``stream = residual + gate * x`` and ``ada_norm_8bit(stream, scale, shift, eps)`` in one pass.
@@ -153,7 +169,8 @@ def gated_ada_norm_8bit(
     _check(x, residual, scale=scale, shift=shift, **({} if gate is None else {"gate": gate}))
     check_dtype("gated_ada_norm_8bit", dtype)
     tensors = [None if t is None else t.detach() for t in (x, residual, gate, scale, shift)]
-    result: tuple[Tensor, Tensor, Tensor] = GATED_8BIT(*tensors, eps, dtype, impl=impl)
+    args, op = (*tensors, eps, dtype), GATED_8BIT
+    result: tuple[Tensor, Tensor, Tensor] = op(*args, impl=impl) if out is None else op.into(out, *args, impl=impl)
     return result
 
 

@@ -9,10 +9,13 @@ shipped is in :data:`BUILDS`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from glimt_kernels.eight_bit.triton import FORMAT_ARCHS, POINTERS, levels, magnitude, scale_of
+from glimt_kernels.outputs import each, place
 from glimt_kernels.triton_env import ARCHS, VERSION, Build, jit, last_together, on_device_of, power_of_2, steps, tl
 
 
@@ -95,15 +98,16 @@ def _launch(
     shift: Tensor,
     eps: float,
     eight: torch.dtype | None = None,
+    given: Sequence[Tensor | None] = (None, None, None),
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(normalized, scales of its rows, stream); what there is none of is another of the three."""
+    """(normalized, scales of its rows, stream), in those ``given``; what there is none of is another of the three."""
     x, scale, shift = last_together(x), last_together(scale), last_together(shift)
     other = x if residual is None else last_together(residual)
     gates = scale if gate is None else last_together(gate)
     samples, tokens, width = x.shape
-    out = torch.empty(x.shape, dtype=other.dtype if eight is None else eight, device=x.device)
-    row_scales = out if eight is None else torch.empty((samples, tokens), dtype=torch.float32, device=x.device)
-    stream = out if residual is None else torch.empty(x.shape, dtype=other.dtype, device=x.device)
+    out = place(given[0], x.shape, other.dtype if eight is None else eight, x.device)
+    row_scales = out if eight is None else place(given[1], (samples, tokens), torch.float32, x.device)
+    stream = out if residual is None else place(given[2], x.shape, other.dtype, x.device)
     if out.numel():
         with on_device_of(x):
             _kernel[(samples * tokens,)](
@@ -132,24 +136,45 @@ def _launch(
     return out, row_scales, stream
 
 
-def ada_norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
-    return _launch(x, None, None, scale, shift, eps)[0]
+def ada_norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float, out: Tensor | None = None) -> Tensor:
+    return _launch(x, None, None, scale, shift, eps, given=(out, None, None))[0]
 
 
 def gated_ada_norm(
-    x: Tensor, residual: Tensor, gate: Tensor | None, scale: Tensor, shift: Tensor, eps: float
+    x: Tensor,
+    residual: Tensor,
+    gate: Tensor | None,
+    scale: Tensor,
+    shift: Tensor,
+    eps: float,
+    out: Sequence[Tensor | None] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    return _launch(x, residual, gate, scale, shift, eps)[::2]
+    normalized, stream = each(out, 2)
+    return _launch(x, residual, gate, scale, shift, eps, given=(normalized, None, stream))[::2]
 
 
-def ada_norm_8bit(x: Tensor, scale: Tensor, shift: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    return _launch(x, None, None, scale, shift, eps, dtype)[:2]
+def ada_norm_8bit(
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    eps: float,
+    dtype: torch.dtype,
+    out: Sequence[Tensor | None] | None = None,
+) -> tuple[Tensor, Tensor]:
+    return _launch(x, None, None, scale, shift, eps, dtype, each(out, 3))[:2]
 
 
 def gated_ada_norm_8bit(
-    x: Tensor, residual: Tensor, gate: Tensor | None, scale: Tensor, shift: Tensor, eps: float, dtype: torch.dtype
+    x: Tensor,
+    residual: Tensor,
+    gate: Tensor | None,
+    scale: Tensor,
+    shift: Tensor,
+    eps: float,
+    dtype: torch.dtype,
+    out: Sequence[Tensor | None] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _launch(x, residual, gate, scale, shift, eps, dtype)
+    return _launch(x, residual, gate, scale, shift, eps, dtype, each(out, 3))
 
 
 def _build(width: int, branch: bool, eight: torch.dtype | None) -> Build:

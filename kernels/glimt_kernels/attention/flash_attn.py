@@ -13,7 +13,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from glimt_kernels.attention.call import chip, into, library_reasons
+from glimt_kernels.attention.call import call_of, chip, into, library_reasons
 from glimt_kernels.dispatch import Case, case_of
 
 # Best first. 2: flash_attn, 3: flash_attn_interface, 4: flash_attn.cute.
@@ -25,6 +25,9 @@ MODULES: Mapping[int, tuple[str, ...]] = {
     100: ("flash_attn.cute",),
     120: ("flash_attn.cute", "flash_attn"),
 }
+# The largest head_dim of each, by chip where that matters (flash_attn/cute/interface.py: _validate_head_dims).
+HEAD_DIMS: Mapping[tuple[str, int], int] = {("flash_attn.cute", 100): 128, ("flash_attn.cute", 120): 128}
+LARGEST = 256
 INSTALL = {
     "flash_attn": "pip install flash-attn --no-build-isolation",
     "flash_attn_interface": "build hopper/ of github.com/Dao-AILab/flash-attention",
@@ -42,16 +45,26 @@ def _installed(name: str) -> bool:
     return any((Path(place) / module).is_dir() for place in spec.submodule_search_locations or ())
 
 
+def _largest(name: str, known: int) -> int:
+    return HEAD_DIMS.get((name, known), LARGEST)
+
+
 def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None, out: Tensor | None = None) -> Tensor:
-    name = next(name for name in MODULES[chip(case_of([q]).arch)] if _installed(name))
+    known = chip(case_of([q]).arch)
+    name = next(name for name in MODULES[known] if _installed(name) and q.shape[3] <= _largest(name, known))
     found = importlib.import_module(name).flash_attn_func(q, k, v, softmax_scale=scale)
     return into(out, found[0] if isinstance(found, tuple) else found)
 
 
 def reasons(case: Case) -> list[str]:
-    found = library_reasons(case, 256)
-    modules = MODULES.get(chip(case.arch), ())
-    if not any(map(_installed, modules)):
+    found = library_reasons(case, LARGEST)
+    known, head_dim = chip(case.arch), call_of(case).head_dim
+    modules = MODULES.get(known, ())
+    here = [name for name in modules if _installed(name)]
+    if not here:
         wanted = modules or tuple(INSTALL)
         found.append("not installed: " + ", or ".join(f"{name} ({INSTALL[name]})" for name in wanted))
+    elif all(_largest(name, known) < head_dim <= LARGEST for name in here):
+        limits = ", ".join(f"{name} takes a head_dim of at most {_largest(name, known)}" for name in here)
+        found.append(f"on sm_{known} {limits}; found {head_dim}")
     return found

@@ -92,6 +92,10 @@ GOALS = (
         1.6,
         times("linear_quant/fp8", ("linear_quant/fp8", "eager")),
     ),
+    Goal("causal convolution of 96 channels, of the measured GEMM rate", 0.60, share("causal_conv3d"), unit=""),
+    Goal("the same of 192 channels", 0.70, share("causal_conv3d/half"), unit=""),
+    Goal("the same of 384 channels", 0.75, share("causal_conv3d/quarter"), unit=""),
+    Goal("the same of 96 channels against cuDNN", 1.3, times("causal_conv3d", ("causal_conv3d", "eager"))),
 )
 
 

@@ -11,7 +11,16 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("glimt", "triton", "flash-attn", "sageattention", "flashinfer-python", "diffusers", "numpy")
+PACKAGES = (
+    "glimt",
+    "glimt-kernels",
+    "triton",
+    "flash-attn",
+    "sageattention",
+    "flashinfer-python",
+    "diffusers",
+    "numpy",
+)
 _CLOCKS = ("clocks.sm", "clocks.mem", "clocks.max.sm", "temperature.gpu", "power.draw")
 
 

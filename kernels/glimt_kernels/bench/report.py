@@ -1,9 +1,8 @@
-"""Rows of the kernel benchmark as Markdown: one table a shape and op, in the order they were measured."""
+"""Rows of the kernel benchmark as Markdown: one table a shape and op, in the order in which each was begun."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from glimt_kernels.bench import goals
@@ -19,8 +18,8 @@ PLOTS = {"roofline.png": "Roofline", "eager.png": "Against eager", "error.png": 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """All tables, each under a heading."""
     parts = []
-    for (op, shape), group in groupby(rows, key=lambda row: (row["op"], row["shape"])):
-        members = list(group)
+    for op, shape in dict.fromkeys((row["op"], row["shape"]) for row in rows):
+        members = [row for row in rows if (row["op"], row["shape"]) == (op, shape)]
         base = next((row["median_ms"] for row in members if row["provider"] == "eager" and "median_ms" in row), None)
         lines = [_line(row, base) for row in members if "median_ms" in row]
         refused = [f"- {row['provider']}: {row['refused']}" for row in members if "refused" in row]

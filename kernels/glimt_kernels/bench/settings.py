@@ -34,7 +34,8 @@ class Settings:
         lossy: providers that are timed though they are less exact than the budget allows.
         dtype: "fp32", "fp16", "bf16", or None: bf16 on a GPU, fp32 on a CPU.
         device: "cpu", "cuda", "cuda:N", or None: a GPU if there is one.
-        repeats: timed calls of each provider.
+        repeats: timed calls of each provider, at most.
+        limit_s: seconds of timing in one workload after which no further round begins; three rounds there are.
         out: folder for rows.jsonl, report.md and the plots; a run goes on where an earlier one stopped.
         provider_file: a Python file with ``PROVIDERS``, see README.md.
         compile: whether torch.compile is a provider where none is named; it takes seconds for each workload.
@@ -50,6 +51,7 @@ class Settings:
     dtype: str | None = None
     device: str | None = None
     repeats: int = 20
+    limit_s: float = 5.0
     out: Path | None = None
     provider_file: Path | None = None
     compile: bool = True
@@ -63,6 +65,8 @@ class Settings:
         ]
         if self.repeats < 1:
             problems.append(f"repeats: must be 1 or more, found {self.repeats}")
+        if not self.limit_s >= 0:
+            problems.append(f"limit_s: must be 0 or more seconds, found {self.limit_s}")
         if self.provider_file is not None and not self.provider_file.is_file():
             problems.append(f"provider_file: no file {self.provider_file}")
         if problems:

@@ -133,7 +133,7 @@ def _trials(settings: Settings, jobs: Iterable[Job]) -> Iterator[Trial | str]:
     for job in jobs:
         torch.manual_seed(0)
         try:
-            trial = _trial(job.workload, job.make(), clock, settings.repeats)
+            trial = _trial(job.workload, job.make(), clock, settings)
         except torch.OutOfMemoryError:
             yield f"{job.workload}, {job.shape}: not timed, the device's memory is too small for it"
             continue
@@ -142,7 +142,7 @@ def _trials(settings: Settings, jobs: Iterable[Job]) -> Iterator[Trial | str]:
 
 
 @torch.inference_mode()
-def _trial(name: str, workload: Workload, clock: Clock, repeats: int) -> Trial | None:
+def _trial(name: str, workload: Workload, clock: Clock, settings: Settings) -> Trial | None:
     """None where at most one candidate can run."""
     runs = _able(workload)
     if len(runs) < 2:
@@ -152,7 +152,8 @@ def _trial(name: str, workload: Workload, clock: Clock, repeats: int) -> Trial |
     calls = {impl: (lambda run=run: run(*workload.args)) for impl, run in runs.items() if impl not in refused}
     if not calls:
         return None
-    times = {impl: timing.median_ms for impl, timing in clock.compare(calls, repeats).items()}
+    timings = clock.compare(calls, settings.repeats, settings.limit_s)
+    times = {impl: timing.median_ms for impl, timing in timings.items()}
     ranked = dict(sorted(times.items(), key=lambda item: item[1]))
     case = dispatch.find(workload.op).case(workload.args)._replace(tuned="")
     built_in = dispatch.built_in(workload.op, case).impl

@@ -1,4 +1,5 @@
-"""frames_to_uint8, frames_to_nv12: decoded pixels to the bytes of a video's frames, for viewers and for encoders."""
+"""frames_to_uint8, frames_to_nv12, frames_to_yuv420: decoded pixels to the bytes of a video's frames, for viewers and
+for encoders."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from glimt_kernels.frames_to_uint8 import native, reference, triton
 from glimt_kernels.triton_env import reluctance, triton_reasons
 
 
-def frames_to_uint8(pixels: Tensor, *, impl: str | None = None) -> Tensor:
+def frames_to_uint8(pixels: Tensor, *, out: Tensor | None = None, impl: str | None = None) -> Tensor:
     """``round(255 * clamp(x / 2 + 1 / 2, 0, 1))``, halves to even, in float32: [B, 3, F, H, W] -> [B, F, H, W, 3].
 
     Bit for bit what Diffusers' ``VideoProcessor.postprocess_video`` followed by ``(images * 255).round()`` gives. The
@@ -18,6 +19,7 @@ def frames_to_uint8(pixels: Tensor, *, impl: str | None = None) -> Tensor:
 
     Args:
         pixels: [B, 3, F, H, W] floating, nominally in [-1, 1], any strides.
+        out: like the result, any strides; written and returned instead of a new tensor.
         impl: "native", "triton", "cuda" or "reference" instead of the chosen implementation.
 
     Returns:
@@ -29,11 +31,12 @@ def frames_to_uint8(pixels: Tensor, *, impl: str | None = None) -> Tensor:
     """
     if pixels.dim() != 5 or pixels.shape[1] != 3:
         raise ValueError(f"frames_to_uint8 takes pixels [B, 3, F, H, W]; found {list(pixels.shape)}")
-    result: Tensor = OP(pixels.detach(), impl=impl)
+    values = pixels.detach()
+    result: Tensor = OP(values, impl=impl) if out is None else OP.into(out, values, impl=impl)
     return result
 
 
-def frames_to_nv12(pixels: Tensor, *, impl: str | None = None) -> Tensor:
+def frames_to_nv12(pixels: Tensor, *, out: Tensor | None = None, impl: str | None = None) -> Tensor:
     """Frames in NV12, BT.709, limited range: what hardware encoders take.
 
     With R, G, B = clamp(x / 2 + 1 / 2, 0, 1), not rounded (a NaN becomes 0):
@@ -48,6 +51,7 @@ def frames_to_nv12(pixels: Tensor, *, impl: str | None = None) -> Tensor:
 
     Args:
         pixels: [B, 3, F, H, W] floating, nominally in [-1, 1], any strides; H and W even.
+        out: like the result, any strides; written and returned instead of a new tensor.
         impl: "triton" or "reference" instead of the chosen implementation.
 
     Returns:
@@ -60,15 +64,42 @@ def frames_to_nv12(pixels: Tensor, *, impl: str | None = None) -> Tensor:
 
     Source: Recommendation ITU-R BT.709-6, sections 3 and 4.
     """
+    return _encoded("frames_to_nv12", pixels, False, out, impl)
+
+
+def frames_to_yuv420(pixels: Tensor, *, out: Tensor | None = None, impl: str | None = None) -> Tensor:
+    """Frames in planar YUV 4:2:0 (I420, ``yuv420p``), BT.709, limited range: what software encoders take.
+
+    The bytes of :func:`frames_to_nv12`, with H / 2 W / 2 of Cb and as many of Cr, one plane after the other, behind
+    those of Y.
+
+    Args:
+        pixels: [B, 3, F, H, W] floating, nominally in [-1, 1], any strides; H and W even.
+        out: like the result, any strides; written and returned instead of a new tensor.
+        impl: "triton" or "reference" instead of the chosen implementation (of the op frames_to_nv12).
+
+    Returns:
+        [B, F, 3 H / 2, W] uint8, contiguous, on the device of ``pixels``: a plane of chroma is H / 4 lines of it, each
+        of which holds two.
+
+    Raises:
+        ValueError: not [B, 3, F, H, W], or H or W is odd.
+        UnsupportedError: ``impl`` cannot run this call.
+    """
+    return _encoded("frames_to_yuv420", pixels, True, out, impl)
+
+
+def _encoded(name: str, pixels: Tensor, planar: bool, out: Tensor | None, impl: str | None) -> Tensor:
     if pixels.dim() != 5 or pixels.shape[1] != 3:
-        raise ValueError(f"frames_to_nv12 takes pixels [B, 3, F, H, W]; found {list(pixels.shape)}")
+        raise ValueError(f"{name} takes pixels [B, 3, F, H, W]; found {list(pixels.shape)}")
     h, w = pixels.shape[3:]
     if h % 2 or w % 2:
         raise ValueError(
-            f"frames_to_nv12 takes an even height and width, for 2 x 2 pixels share their chroma; found {h} x {w}, "
+            f"{name} takes an even height and width, for 2 x 2 pixels share their chroma; found {h} x {w}, "
             f"cut it to {h - h % 2} x {w - w % 2}"
         )
-    result: Tensor = NV12(pixels.detach(), impl=impl)
+    args = (pixels.detach(), planar)
+    result: Tensor = NV12(*args, impl=impl) if out is None else NV12.into(out, *args, impl=impl)
     return result
 
 
@@ -77,7 +108,7 @@ def _fake(pixels: Tensor) -> Tensor:
     return torch.empty((b, f, h, w, c), dtype=torch.uint8, device=pixels.device)
 
 
-def _fake_nv12(pixels: Tensor) -> Tensor:
+def _fake_nv12(pixels: Tensor, planar: bool = False) -> Tensor:
     b, _, f, h, w = pixels.shape
     return torch.empty((b, f, h // 2 * 3, w), dtype=torch.uint8, device=pixels.device)
 
@@ -96,7 +127,7 @@ OP = define(
 )
 NV12 = define(
     "frames_to_nv12",
-    "(Tensor pixels) -> Tensor",
+    "(Tensor pixels, bool planar=False) -> Tensor",
     [
         Candidate("frames_to_nv12", "triton", triton.frames_to_nv12, triton_reasons, reluctance),
         Candidate("frames_to_nv12", "reference", reference.frames_to_nv12),

@@ -1,4 +1,4 @@
-"""What frames_to_uint8 and frames_to_nv12 mean: obvious PyTorch, any floating dtype."""
+"""What frames_to_uint8, frames_to_nv12 and frames_to_yuv420 mean: obvious PyTorch, any floating dtype."""
 
 from __future__ import annotations
 
@@ -20,11 +20,13 @@ def frames_to_uint8(pixels: Tensor) -> Tensor:
     return levels.permute(0, 2, 3, 4, 1).to(torch.uint8, memory_format=torch.contiguous_format)
 
 
-def frames_to_nv12(pixels: Tensor) -> Tensor:
-    r, g, b = _unit(pixels).nan_to_num(nan=0.0).unbind(1)  # [B, F, H, W]
-    y = KR * r + (1 - KR - KB) * g + KB * b
-    cb, cr = (b - y) / (2 * (1 - KB)), (r - y) / (2 * (1 - KR))
+def frames_to_nv12(pixels: Tensor, planar: bool = False) -> Tensor:
+    red, green, blue = _unit(pixels).nan_to_num(nan=0.0).unbind(1)  # [B, F, H, W]
+    y = KR * red + (1 - KR - KB) * green + KB * blue
+    cb, cr = (blue - y) / (2 * (1 - KB)), (red - y) / (2 * (1 - KR))
     quarters = [F.avg_pool2d(chroma, 2) for chroma in (cb, cr)]
-    chroma = torch.stack(quarters, dim=-1).flatten(-2)  # Cb and Cr in turn: [B, F, H / 2, W]
+    b, f, h, w = y.shape
+    # Cb and Cr in turn, or one after the other.
+    chroma = torch.stack(quarters, dim=2 if planar else -1).reshape(b, f, h // 2, w)
     levels = torch.cat([16 + 219 * y, 128 + 224 * chroma], dim=2)
     return levels.round().to(torch.uint8)

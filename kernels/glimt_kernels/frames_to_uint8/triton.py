@@ -1,10 +1,10 @@
-"""frames_to_uint8 and frames_to_nv12 in Triton: one program a run of pixels, or a tile of line pairs.
+"""frames_to_uint8, frames_to_nv12 and frames_to_yuv420 in Triton: one program a run of pixels, or a tile of line pairs.
 
 RGB from planes: 16 pixels become 48 bytes, which are put together as words: three bytes of a pixel in one, four pixels
 in three, and four of these again, so that loads and stores are of 128 bits. Lines that lie together are one line, and
 pixels whose channels lie together (channels-last memory) are a run of values that only change their format.
 
-Bytes, P pixels: 3 P values read, 3 P bytes written (NV12: 1.5 P). The floor is the copy rate.
+Bytes, P pixels: 3 P values read, 3 P bytes written (NV12, planes: 1.5 P). The floor is the copy rate.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from glimt_kernels.outputs import place
 from glimt_kernels.triton_env import Build, jit, on_device_of, tl
 
 # Pixels of a program (values, in channels-last memory), and the tile of an NV12 program: pairs of lines, pixels.
@@ -132,6 +133,7 @@ def _nv12_kernel(
     WIDTH: tl.constexpr,
     PAIRS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    PLANAR: tl.constexpr,
 ):
     RUNS: tl.constexpr = (WIDTH + COLUMNS - 1) // COLUMNS
     TILES: tl.constexpr = RUNS * ((HEIGHT // 2 + PAIRS - 1) // PAIRS)
@@ -153,13 +155,23 @@ def _nv12_kernel(
     # Sums of four: 224 / 4 / (2 (1 - 0.0722)) and 224 / 4 / (2 (1 - 0.2126)).
     cb = _rounded((blue - luma) * 30.17891787023065 + 128.0)
     cr = _rounded((red - luma) * 35.5600711201422 + 128.0)
-    both = tl.reshape(tl.join(cb, cr), [PAIRS, COLUMNS])
-    tl.store(to + (HEIGHT + pair).to(tl.int64) * WIDTH + column, both, mask=inside)
+    if PLANAR:
+        # Both planes in one store, so that its lanes hold sixteen neighbours of one of them.
+        HALF: tl.constexpr = WIDTH // 2
+        both = tl.permute(tl.join(cb, cr), (2, 0, 1))
+        second = tl.arange(0, 2)[:, None, None] * (HEIGHT // 2 * HALF)
+        line = ((tile // RUNS) * PAIRS + tl.arange(0, PAIRS))[None, :, None]
+        half = ((tile % RUNS) * (COLUMNS // 2) + tl.arange(0, COLUMNS // 2))[None, None, :]
+        plane = to + HEIGHT * WIDTH + (second + line * HALF + half)
+        tl.store(plane, both, mask=(line < HEIGHT // 2) & (half < HALF))
+    else:
+        both = tl.reshape(tl.join(cb, cr), [PAIRS, COLUMNS])
+        tl.store(to + (HEIGHT + pair).to(tl.int64) * WIDTH + column, both, mask=inside)
 
 
-def frames_to_uint8(pixels: Tensor) -> Tensor:
+def frames_to_uint8(pixels: Tensor, out: Tensor | None = None) -> Tensor:
     b, c, f, h, w = pixels.shape
-    out = torch.empty((b, f, h, w, c), dtype=torch.uint8, device=pixels.device)
+    out = place(out, (b, f, h, w, c), torch.uint8, pixels.device)
     steps, lines, width = list(pixels.stride()), h, w
     packed = steps[1] == 1 and steps[4] == 3
     if steps[3] == w * steps[4]:  # the lines of a frame are one
@@ -181,9 +193,9 @@ def frames_to_uint8(pixels: Tensor) -> Tensor:
     return out
 
 
-def frames_to_nv12(pixels: Tensor) -> Tensor:
+def frames_to_nv12(pixels: Tensor, planar: bool = False, out: Tensor | None = None) -> Tensor:
     b, _, f, h, w = pixels.shape
-    out = torch.empty((b, f, h // 2 * 3, w), dtype=torch.uint8, device=pixels.device)
+    out = place(out, (b, f, h // 2 * 3, w), torch.uint8, pixels.device)
     runs, tiles = -(-w // COLUMNS), -(-h // (2 * PAIRS))
     if out.numel():
         with on_device_of(pixels):
@@ -196,6 +208,7 @@ def frames_to_nv12(pixels: Tensor) -> Tensor:
                 WIDTH=w,
                 PAIRS=PAIRS,
                 COLUMNS=COLUMNS,
+                PLANAR=planar,
                 num_warps=WARPS,
             )
     return out
@@ -223,13 +236,13 @@ def _build(kind: str, packed: bool) -> Build:
     )
 
 
-def _nv12_build(kind: str) -> Build:
+def _nv12_build(kind: str, planar: bool) -> Build:
     return Build(
         op="frames_to_nv12",
-        case=f"{kind} planes",
+        case=f"{kind} planes{' to planes' if planar else ''}",
         kernel=_nv12_kernel,
         signature={"pixels": f"*{kind}", "out": "*u8", "frames": "i32", **_PLANES},
-        constants={"step_w": 1, "HEIGHT": 480, "WIDTH": 832, "PAIRS": PAIRS, "COLUMNS": COLUMNS},
+        constants={"step_w": 1, "HEIGHT": 480, "WIDTH": 832, "PAIRS": PAIRS, "COLUMNS": COLUMNS, "PLANAR": planar},
         num_warps=WARPS,
         wide=True,
     )
@@ -237,5 +250,5 @@ def _nv12_build(kind: str) -> Build:
 
 BUILDS = [
     *(_build(kind, packed) for kind in ("fp32", "bf16") for packed in (False, True)),
-    *(_nv12_build(kind) for kind in ("fp32", "bf16")),
+    *(_nv12_build(kind, planar) for kind in ("fp32", "bf16") for planar in (False, True)),
 ]

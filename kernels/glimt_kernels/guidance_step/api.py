@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from glimt_kernels import outputs
 from glimt_kernels.dispatch import Candidate, Case, _is_traced, define, select
 from glimt_kernels.guidance_step import reference, triton
 from glimt_kernels.triton_env import DTYPES, reluctance, triton_reasons
@@ -71,6 +72,7 @@ def guidance_step(
         for target, result in zip(out, OP(*one, past), strict=True):
             target.copy_(result)
     else:
+        outputs.check_memory("guidance_step", out)
         select("guidance_step", OP.case(one), impl).run(*one, past, [tensor.detach() for tensor in out])
     return tuple(out)
 

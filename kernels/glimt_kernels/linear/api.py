@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from glimt_kernels import outputs
 from glimt_kernels.dispatch import Candidate, Case, define
 from glimt_kernels.linear import aten, onednn, reference, triton
 from glimt_kernels.linear.call import ACTIVATIONS, DTYPES, dtype_of, sizes
@@ -22,6 +24,7 @@ def linear(
     activation: str | None = None,
     gate: Tensor | None = None,
     residual: Tensor | None = None,
+    out: Tensor | None = None,
     impl: str | None = None,
 ) -> Tensor:
     """``residual + gate * activation(x W^T + bias)``, each part where it is given.
@@ -34,6 +37,7 @@ def linear(
         gate: [B or 1, G, M] floating, only with ``residual`` and x [B, N, K]: each of G groups of N / G consecutive
             tokens has a gate of its own (G = 1: a sample; G = N: a token).
         residual: [..., M] floating.
+        out: like the result, any strides; written and returned instead of a new tensor. It may be the residual.
         impl: "onednn", "triton", "aten" or "reference" instead of the chosen implementation.
 
     Returns:
@@ -48,15 +52,26 @@ def linear(
     """
     wanted = activation or "none"
     _check(x, weight, bias, wanted, gate, residual)
-    result: Tensor
     if gate is None or residual is None or gate.shape[1] in (1, x.shape[1]):
-        result = OP(x, weight, bias, gate, residual, wanted, impl=impl)
-        return result
+        return _call((x, weight, bias, gate, residual, wanted), out, impl)
+    shape = residual.shape
     (samples, tokens, _), (_, groups, m) = x.shape, gate.shape
     x, residual = (t.reshape(samples * groups, tokens // groups, t.shape[2]) for t in (x, residual))
     gate = gate.expand(samples, -1, -1).reshape(-1, 1, m)
-    result = OP(x, weight, bias, gate, residual, wanted, impl=impl)
-    return result.view(samples, tokens, m)
+    grouped = None
+    if out is not None:
+        outputs.check("linear", [out], [residual.view(shape)], x.device)
+        outputs.check_memory("linear", [out])
+        grouped = out.view(residual.shape) if out.is_contiguous() else None
+    result = _call((x, weight, bias, gate, residual, wanted), grouped, impl).view(shape)
+    if out is None:
+        return result
+    return out if grouped is not None else out.copy_(result)
+
+
+def _call(args: tuple[Any, ...], out: Tensor | None, impl: str | None) -> Tensor:
+    result: Tensor = OP(*args, impl=impl) if out is None else OP.into(out, *args, impl=impl)
+    return result
 
 
 def _check(

@@ -19,6 +19,7 @@ from glimt_kernels.linear_quant import tiles
 from glimt_kernels.linear_quant.reference import default_dtype
 from glimt_kernels.linear_quant.tiles import NO_GATE, SAMPLE_GATE, TOKEN_GATE, Epilogue, gate_mode
 from glimt_kernels.linear_quant.triton import matmul
+from glimt_kernels.outputs import place
 from glimt_kernels.triton_env import Build, last_together, on_device_of, steps
 
 
@@ -30,11 +31,12 @@ def linear(
     residual: Tensor | None = None,
     activation: str = "none",
     *,
+    out: Tensor | None = None,
     arch: int | None = None,
 ) -> Tensor:
     """``arch``: the chip, if not that of ``x``; for tests."""
     n, k = weight.shape
-    out = torch.empty((*x.shape[:-1], n), dtype=default_dtype(x, residual), device=x.device)
+    out = place(out, (*x.shape[:-1], n), default_dtype(x, residual), x.device)
     if not out.numel():
         return out
     if gate is None:  # then it does not matter which sample a row is of

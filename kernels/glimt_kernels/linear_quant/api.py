@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from glimt_kernels.dispatch import Candidate, Case, define
-from glimt_kernels.linear_quant import int_mm, quantize, reference, triton
+from glimt_kernels.linear_quant import int_mm, quantize, reference, scaled_mm, triton
 from glimt_kernels.linear_quant.quantize import BLOCK, KINDS, QuantizedWeight, check_kind
 from glimt_kernels.triton_env import reluctance, triton_reasons
 
 __all__ = ["QuantizedWeight", "linear_quant", "linear_w8", "linear_w8a8", "quantize_rows"]
 
 ACTIVATIONS = ("none", "gelu_tanh")
+_PRODUCTS = ("int_mm", "scaled_mm")  # of linear_w8a8 alone: PyTorch has no quantize_rows
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -28,6 +30,7 @@ def linear_quant(
     gate: Tensor | None = None,
     residual: Tensor | None = None,
     quantize_x: bool = True,
+    out: Tensor | None = None,
     impl: str | None = None,
     out_dtype: torch.dtype | None = None,
 ) -> Tensor:
@@ -45,7 +48,9 @@ def linear_quant(
             blocks), and eight-bit numbers are multiplied (W8A8); else the weight alone has eight bits, and is decoded
             to the dtype of x in the kernel. On sm_80 and sm_86, which multiply no fp8, "fp8" weights work both ways;
             there ``quantize_x=False`` saves the quantization and is more accurate.
-        impl: "triton", "int_mm" (int8 per channel) or "reference" instead of the chosen implementation.
+        out: like the result, any strides; written and returned instead of a new tensor. It may be the residual.
+        impl: "triton", "int_mm" (int8 per channel), "scaled_mm" (fp8 per channel, bfloat16, a bias at most) or
+            "reference" instead of the chosen implementation.
         out_dtype: if not that of ``residual``, or without one that of ``x``.
 
     Returns:
@@ -61,21 +66,29 @@ def linear_quant(
     dtype = out_dtype or reference.default_dtype(x, residual)
     rest = (weight.data, weight.scales, bias, gate, residual, activation or "none", dtype)
     if not quantize_x:
-        return linear_w8(x, *rest, impl=impl)
+        return linear_w8(x, *rest, out=out, impl=impl)
     if x.requires_grad and torch.is_grad_enabled():
         raise ValueError("x is rounded to eight bits, which has no gradient; take quantize_x=False, or detach x")
     blocks = weight.granularity == "block"
-    data, scales = quantize_rows(x, weight.kind, blocks, impl=None if impl == "int_mm" else impl)
-    return linear_w8a8(data, scales, *rest, impl=impl)
+    data, scales = quantize_rows(x, weight.kind, blocks, impl=None if impl in _PRODUCTS else impl)
+    return linear_w8a8(data, scales, *rest, out=out, impl=impl)
 
 
-def quantize_rows(x: Tensor, kind: str, groups: bool = False, *, impl: str | None = None) -> tuple[Tensor, Tensor]:
+def quantize_rows(
+    x: Tensor,
+    kind: str,
+    groups: bool = False,
+    *,
+    out: Sequence[Tensor | None] | None = None,
+    impl: str | None = None,
+) -> tuple[Tensor, Tensor]:
     """Activations in eight bits: ``data * scales`` is x, rounded to nearest even, the largest magnitude exact.
 
     Args:
         x: [..., K] floating.
         kind: "int8" (to 127) or "fp8" (e4m3, to 448).
         groups: whether each 128 of K have a scale, instead of each row.
+        out: a tensor or None for data and for scales, like them, any strides; written and returned instead of new ones.
         impl: "triton" or "reference" instead of the chosen implementation.
 
     Returns:
@@ -89,7 +102,8 @@ def quantize_rows(x: Tensor, kind: str, groups: bool = False, *, impl: str | Non
     check_kind(kind)
     if not x.is_floating_point() or x.dim() == 0 or x.shape[-1] == 0:
         raise ValueError(f"quantize_rows takes x [..., K], floating, K > 0; found {x.dtype} {list(x.shape)}")
-    result: tuple[Tensor, Tensor] = ROWS(x.detach(), kind, groups, impl=impl)
+    args = (x.detach(), kind, groups)
+    result: tuple[Tensor, Tensor] = ROWS(*args, impl=impl) if out is None else ROWS.into(out, *args, impl=impl)
     return result
 
 
@@ -104,6 +118,7 @@ def linear_w8a8(
     activation: str = "none",
     out_dtype: torch.dtype | None = None,
     *,
+    out: Tensor | None = None,
     impl: str | None = None,
 ) -> Tensor:
     """:func:`linear_quant` of activations that have eight bits already (from :func:`quantize_rows`, or a fused kernel).
@@ -113,7 +128,8 @@ def linear_w8a8(
     """
     _check("linear_w8a8", x, x_scales, weight, weight_scales, bias, gate, residual, activation)
     rest = (weight, weight_scales, bias, gate, residual, activation, out_dtype)
-    result: Tensor = W8A8(x, x_scales, *rest, impl=impl)
+    args = (x, x_scales, *rest)
+    result: Tensor = W8A8(*args, impl=impl) if out is None else W8A8.into(out, *args, impl=impl)
     return result
 
 
@@ -127,12 +143,13 @@ def linear_w8(
     activation: str = "none",
     out_dtype: torch.dtype | None = None,
     *,
+    out: Tensor | None = None,
     impl: str | None = None,
 ) -> Tensor:
     """:func:`linear_quant` with ``quantize_x=False``, of plain tensors."""
     _check("linear_w8", x, None, weight, weight_scales, bias, gate, residual, activation)
     rest = (weight, weight_scales, bias, gate, residual, activation, out_dtype)
-    result: Tensor = W8(x, *rest, impl=impl)
+    result: Tensor = W8(x, *rest, impl=impl) if out is None else W8.into(out, x, *rest, impl=impl)
     return result
 
 
@@ -223,12 +240,14 @@ def _sizes_w8a8(
     activation: str = "none",
     out_dtype: torch.dtype | None = None,
 ) -> tuple[int, ...]:
-    """(whether int8, whether blocks, the working dtype's place in _FLOATS, M, N, K)."""
+    """(whether int8, whether blocks, the working dtype's place in _FLOATS, M, N, K, whether a bias of the output's
+    dtype is all that follows the product)."""
     dtype = out_dtype or reference.default_dtype(x, residual)
     wide = torch.float64 in (dtype, x.dtype, x_scales.dtype, weight_scales.dtype)
     working = torch.float64 if wide else x.dtype if x.dtype in _FLOATS else dtype
     n, k = weight.shape
-    return weight.dtype == torch.int8, weight_scales.dim() == 2, _FLOATS.index(working), x.numel() // k, n, k
+    plain = activation == "none" and gate is None and residual is None and (bias is None or bias.dtype == dtype)
+    return weight.dtype == torch.int8, weight_scales.dim() == 2, _FLOATS.index(working), x.numel() // k, n, k, plain
 
 
 def _sizes_w8(x: Tensor, weight: Tensor, weight_scales: Tensor, *rest: Any) -> tuple[int, ...]:
@@ -260,6 +279,7 @@ W8A8 = define(
     [
         Candidate("linear_w8a8", "triton", triton.linear_w8a8, _triton_reasons, reluctance),
         Candidate("linear_w8a8", "int_mm", int_mm.linear_w8a8, int_mm.reasons),
+        Candidate("linear_w8a8", "scaled_mm", scaled_mm.linear_w8a8, scaled_mm.reasons, scaled_mm.reluctance),
         Candidate("linear_w8a8", "reference", reference.linear_w8a8),
     ],
     _fake_w8a8,

@@ -34,7 +34,7 @@ def reasons(case: Case) -> list[str]:
     """Why it cannot run; ``case.sizes`` are the op's (api.py)."""
     if not case.sizes:
         return ["it depends on the kind and the sizes of the weight, which are not known"]
-    is_int8, blocks, _, m, n, k = case.sizes
+    is_int8, blocks, _, m, n, k, _ = case.sizes
     found = [] if is_int8 else ["it takes int8"]
     if blocks:
         found.append("it takes scales per row and channel, not per block")

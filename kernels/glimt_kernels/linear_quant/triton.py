@@ -14,12 +14,15 @@ Launch shapes in tiles.py; each shipped one is in :data:`BUILDS`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from glimt_kernels.linear_quant import tiles
 from glimt_kernels.linear_quant.quantize import BLOCK, KINDS
 from glimt_kernels.linear_quant.reference import default_dtype
+from glimt_kernels.outputs import each, place
 from glimt_kernels.triton_env import jit, last_together, on_device_of, steps, tl
 
 
@@ -264,12 +267,20 @@ def matmul(
         )
 
 
-def quantize_rows(x: Tensor, kind: str, groups: bool = False, *, arch: int | None = None) -> tuple[Tensor, Tensor]:
+def quantize_rows(
+    x: Tensor,
+    kind: str,
+    groups: bool = False,
+    *,
+    out: Sequence[Tensor | None] | None = None,
+    arch: int | None = None,
+) -> tuple[Tensor, Tensor]:
     """``arch``: the chip, if not that of ``x``; for tests."""
     k = x.shape[-1]
-    data = torch.empty(x.shape, dtype=KINDS[kind][0], device=x.device)
+    of_data, of_scales = each(out, 2)
+    data = place(of_data, x.shape, KINDS[kind][0], x.device)
     count = (-(-k // BLOCK),) if groups else ()
-    scales = torch.empty((*x.shape[:-1], *count), dtype=torch.float32, device=x.device)
+    scales = place(of_scales, (*x.shape[:-1], *count), torch.float32, x.device)
     if data.numel():
         rows = last_together(x.reshape(-1, k))
         constants, options = tiles.row_launch(tiles.arch_of(x) if arch is None else arch, kind, k, groups)
@@ -291,10 +302,11 @@ def linear_w8a8(
     activation: str = "none",
     out_dtype: torch.dtype | None = None,
     *,
+    out: Tensor | None = None,
     arch: int | None = None,
 ) -> Tensor:
     """``arch``: the chip, if not that of ``x``; for tests."""
-    return _launch(x, x_scales, weight, weight_scales, bias, gate, residual, activation, out_dtype, arch)
+    return _launch(x, x_scales, weight, weight_scales, bias, gate, residual, activation, (out_dtype, out), arch)
 
 
 def linear_w8(
@@ -307,10 +319,11 @@ def linear_w8(
     activation: str = "none",
     out_dtype: torch.dtype | None = None,
     *,
+    out: Tensor | None = None,
     arch: int | None = None,
 ) -> Tensor:
     """``arch``: the chip, if not that of ``x``; for tests."""
-    return _launch(x, None, weight, weight_scales, bias, gate, residual, activation, out_dtype, arch)
+    return _launch(x, None, weight, weight_scales, bias, gate, residual, activation, (out_dtype, out), arch)
 
 
 def _launch(
@@ -322,11 +335,11 @@ def _launch(
     gate: Tensor | None,
     residual: Tensor | None,
     activation: str,
-    out_dtype: torch.dtype | None,
+    result: tuple[torch.dtype | None, Tensor | None],
     arch: int | None,
 ) -> Tensor:
     n, k = weight.shape
-    out = torch.empty((*x.shape[:-1], n), dtype=out_dtype or default_dtype(x, residual), device=x.device)
+    out = place(result[1], (*x.shape[:-1], n), result[0] or default_dtype(x, residual), x.device)
     if not out.numel():
         return out
     if gate is None:  # then it does not matter which sample a row is of

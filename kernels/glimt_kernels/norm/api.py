@@ -12,13 +12,16 @@ from glimt_kernels.triton_env import DTYPES, reluctance, triton_reasons
 _DTYPES = (*DTYPES, torch.float64)
 
 
-def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, *, impl: str | None = None) -> Tensor:
+def layer_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, *, out: Tensor | None = None, impl: str | None = None
+) -> Tensor:
     """``(x - mean) / sqrt(var + eps) * weight + bias`` over the last axis (``var`` biased).
 
     Args:
         x: [..., D] floating.
         weight, bias: [D] floating; may be of another dtype than x.
         eps: added to the variance.
+        out: like x, any strides; written and returned instead of a new tensor.
         impl: "triton" or "reference" instead of the chosen implementation.
 
     Returns:
@@ -31,17 +34,19 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, *, impl: str
     Source: arXiv:1607.06450.
     """
     _check("layer_norm", x, weight=weight, bias=bias)
-    result: Tensor = LAYER_NORM(x, weight, bias, eps, impl=impl)
+    args = (x, weight, bias, eps)
+    result: Tensor = LAYER_NORM(*args, impl=impl) if out is None else LAYER_NORM.into(out, *args, impl=impl)
     return result
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float, *, impl: str | None = None) -> Tensor:
+def rms_norm(x: Tensor, weight: Tensor, eps: float, *, out: Tensor | None = None, impl: str | None = None) -> Tensor:
     """``x / sqrt(mean(x^2) + eps) * weight`` over the last axis.
 
     Arguments, result and errors as for :func:`layer_norm`. Source: arXiv:1910.07467.
     """
     _check("rms_norm", x, weight=weight)
-    result: Tensor = RMS_NORM(x, weight, eps, impl=impl)
+    args = (x, weight, eps)
+    result: Tensor = RMS_NORM(*args, impl=impl) if out is None else RMS_NORM.into(out, *args, impl=impl)
     return result
 
 

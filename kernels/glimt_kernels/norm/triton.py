@@ -8,9 +8,9 @@ that is shipped is in :data:`BUILDS`.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
+from glimt_kernels.outputs import place
 from glimt_kernels.triton_env import Build, jit, last_together, on_device_of, power_of_2, tl
 
 
@@ -46,9 +46,9 @@ def warps(width: int) -> int:
     return min(16, max(1, power_of_2(width) // 512))
 
 
-def _launch(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+def _launch(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, out: Tensor | None) -> Tensor:
     width = x.shape[-1]
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    out = place(out, x.shape, x.dtype, x.device)
     if out.numel():
         rows = last_together(x.reshape(-1, width))
         with on_device_of(x):
@@ -67,12 +67,12 @@ def _launch(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tenso
     return out
 
 
-def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    return _launch(x, weight, bias, eps)
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, out: Tensor | None = None) -> Tensor:
+    return _launch(x, weight, bias, eps, out)
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    return _launch(x, weight, None, eps)
+def rms_norm(x: Tensor, weight: Tensor, eps: float, out: Tensor | None = None) -> Tensor:
+    return _launch(x, weight, None, eps, out)
 
 
 def _build(width: int, centered: bool) -> Build:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ def qk_norm_rope(
     *,
     per_head: bool = False,
     pairs: str = "interleaved",
+    out: Sequence[Tensor | None] | None = None,
     impl: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """``y = x / sqrt(mean(x^2) + eps) * weight`` for q and k alike, over all heads of a token together or over each
@@ -41,6 +43,7 @@ def qk_norm_rope(
         per_head: whether the mean is over head_dim (Hunyuan) or over heads * head_dim (Wan, LTX).
         pairs: "interleaved", channels 2j and 2j + 1 (Wan, Hunyuan, LTX), or "half", channels j and j + head_dim / 2
             (LTX-2).
+        out: a tensor or None for q and for k, like them, any strides; written and returned instead of new ones.
         impl: "native", "triton" or "reference" instead of the chosen implementation.
 
     Returns:
@@ -54,7 +57,8 @@ def qk_norm_rope(
     angles of heads and halves as in Diffusers' ``transformer_ltx.py`` and ``transformer_ltx2.py``.
     """
     check("qk_norm_rope", q, k, q_weight, k_weight, cos, sin, per_head, pairs)
-    result: tuple[Tensor, Tensor] = OP(q, k, q_weight, k_weight, cos, sin, eps, per_head, pairs, impl=impl)
+    args = (q, k, q_weight, k_weight, cos, sin, eps, per_head, pairs)
+    result: tuple[Tensor, Tensor] = OP(*args, impl=impl) if out is None else OP.into(out, *args, impl=impl)
     return result
 
 

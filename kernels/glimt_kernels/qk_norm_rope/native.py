@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from glimt_kernels.dispatch import Case
 from glimt_kernels.native import cpu_float32_reasons, lib
+from glimt_kernels.outputs import each, place
 
 __all__ = ["qk_norm_rope", "reasons"]
 
@@ -40,12 +43,12 @@ def qk_norm_rope(
     eps: float,
     per_head: bool = False,
     pairs: str = "interleaved",
+    out: Sequence[Tensor | None] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Of ``per_head`` and ``pairs`` only the defaults: see :func:`reasons`."""
     q, k = _rows(q), _rows(k)
     q_weight, k_weight, cos, sin = q_weight.contiguous(), k_weight.contiguous(), cos.contiguous(), sin.contiguous()
-    q_out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    k_out = torch.empty_like(k, memory_format=torch.contiguous_format)
+    q_out, k_out = (place(one, q.shape, q.dtype, q.device) for one in each(out, 2))
     q_strides, k_strides = q.stride(), k.stride()
     lib.qk_norm_rope(
         (q.data_ptr(), q_strides[0], q_strides[1], q_weight.data_ptr(), q_out.data_ptr()),

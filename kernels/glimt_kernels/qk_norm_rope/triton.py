@@ -12,9 +12,11 @@ Launch shape in :func:`warps`; each shipped one is in :data:`BUILDS`.
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Sequence
+
 from torch import Tensor
 
+from glimt_kernels.outputs import each, place
 from glimt_kernels.triton_env import Build, jit, on_device_of, power_of_2, tl
 
 
@@ -147,12 +149,13 @@ def qk_norm_rope(
     eps: float,
     per_head: bool = False,
     pairs: str = "interleaved",
+    out: Sequence[Tensor | None] | None = None,
 ) -> tuple[Tensor, Tensor]:
     q, k = _channels_together(q), _channels_together(k)
     q_weight, k_weight, cos, sin = q_weight.contiguous(), k_weight.contiguous(), cos.contiguous(), sin.contiguous()
     samples, tokens, heads, head_dim = q.shape
-    q_out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    k_out = torch.empty(k.shape, dtype=k.dtype, device=k.device)
+    q_given, k_given = each(out, 2)
+    q_out, k_out = place(q_given, q.shape, q.dtype, q.device), place(k_given, k.shape, k.dtype, k.device)
     head_block, pair_block = blocks(heads, head_dim)
     if q_out.numel():
         with on_device_of(q):

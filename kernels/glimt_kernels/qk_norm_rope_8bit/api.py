@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -31,6 +33,7 @@ def qk_norm_rope_8bit(
     q_factor: float = 1.0,
     k_mean: Tensor | None = None,
     order: Tensor | None = None,
+    out: Sequence[Tensor | None] | None = None,
     impl: str | None = None,
 ) -> Result:
     """``qk_norm_rope``, then for each block of tokens of each head ``scale = max(amax, 2^-100) / limit`` and
@@ -48,6 +51,7 @@ def qk_norm_rope_8bit(
         order: [M] int32 or int64: place p of the outputs holds token ``order[p]``, as in ``x[:, order]``, and blocks
             are blocks of places. A number outside [0, N) leaves the place empty (zeros), so that ragged tiles can be
             filled up to whole blocks. Without it, M = N and places are tokens.
+        out: a tensor or None for each result, like it, any strides; written and returned instead of new ones.
         impl: "triton" or "reference" instead of the chosen implementation.
 
     Returns:
@@ -64,9 +68,10 @@ def qk_norm_rope_8bit(
     check("qk_norm_rope_8bit", q, k, q_weight, k_weight, cos, sin, per_head, pairs)
     check_dtype("qk_norm_rope_8bit", dtype)
     _check(q, block, k_mean, order)
-    tensors = (t.detach() for t in (q, k, q_weight, k_weight, cos, sin))
+    tensors = [t.detach() for t in (q, k, q_weight, k_weight, cos, sin)]
     mean = None if k_mean is None else k_mean.detach()
-    result: Result = OP(*tensors, eps, per_head, pairs, dtype, block, q_factor, mean, order, impl=impl)
+    args = (*tensors, eps, per_head, pairs, dtype, block, q_factor, mean, order)
+    result: Result = OP(*args, impl=impl) if out is None else OP.into(out, *args, impl=impl)
     return result
 
 

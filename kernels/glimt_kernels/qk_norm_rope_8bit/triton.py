@@ -16,10 +16,13 @@ Launch shape in :func:`warps`; each shipped one is in :data:`BUILDS`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from glimt_kernels.eight_bit.triton import FORMAT_ARCHS, POINTERS, levels, magnitude, scale_of
+from glimt_kernels.outputs import each, place
 from glimt_kernels.triton_env import VERSION, Build, jit, on_device_of, power_of_2, tl
 
 
@@ -267,14 +270,16 @@ def qk_norm_rope_8bit(
     q_factor: float,
     k_mean: Tensor | None,
     order: Tensor | None,
+    out: Sequence[Tensor | None] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     q, k = _pairs_together(q), _pairs_together(k)
     q_weight, k_weight, cos, sin = q_weight.contiguous(), k_weight.contiguous(), cos.contiguous(), sin.contiguous()
     samples, tokens, heads, head_dim = q.shape
     places = tokens if order is None else order.shape[0]
     blocks = -(-places // block)
-    outs = [torch.empty((samples, places, heads, head_dim), dtype=dtype, device=q.device) for _ in "qk"]
-    scales = [torch.empty((samples, heads, blocks), dtype=torch.float32, device=q.device) for _ in "qk"]
+    given = each(out, 4)
+    outs = [place(one, (samples, places, heads, head_dim), dtype, q.device) for one in given[::2]]
+    scales = [place(one, (samples, heads, blocks), torch.float32, q.device) for one in given[1::2]]
     if outs[0].numel():
         with on_device_of(q):
             _kernel[(samples * blocks, 2)](

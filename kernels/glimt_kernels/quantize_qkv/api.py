@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -20,6 +22,7 @@ def quantize_blocks(
     mean: Tensor | None = None,
     block: int = 128,
     dtype: torch.dtype = torch.int8,
+    out: Sequence[Tensor | None] | None = None,
     impl: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Queries or keys in 8 bits: ``scale = max(amax, 2^-100) / limit`` for each block of tokens of each head, and
@@ -30,6 +33,8 @@ def quantize_blocks(
         mean: [B, heads, head_dim], subtracted first. The same for all keys, it changes no softmax, whatever it is.
         block: tokens that share a scale, 64 or 128.
         dtype: torch.int8 or torch.float8_e4m3fn.
+        out: a tensor or None for levels and for scales, like them, any strides; written and returned instead of new
+            ones.
         impl: "triton" or "reference" instead of the chosen implementation.
 
     Returns:
@@ -50,15 +55,20 @@ def quantize_blocks(
             f"quantize_blocks takes mean [B, heads, head_dim], here {list(expected)}; found {list(mean.shape)}"
         )
     centre = None if mean is None else mean.detach()
-    result: tuple[Tensor, Tensor] = TO_BLOCKS(x.detach(), centre, block, dtype, impl=impl)
+    op, args = TO_BLOCKS, (x.detach(), centre, block, dtype)
+    result: tuple[Tensor, Tensor] = op(*args, impl=impl) if out is None else op.into(out, *args, impl=impl)
     return result
 
 
-def quantize_channels(v: Tensor, *, impl: str | None = None) -> tuple[Tensor, Tensor]:
+def quantize_channels(
+    v: Tensor, *, out: Sequence[Tensor | None] | None = None, impl: str | None = None
+) -> tuple[Tensor, Tensor]:
     """Values in float8_e4m3fn: ``scale = max(amax, 2^-100) / 448`` for each channel of each head, over all tokens.
 
     Args:
         v: [B, N, heads, head_dim] floating, any strides.
+        out: a tensor or None for levels and for scales, any strides; written and returned instead of new ones. Levels
+            of other strides than below are copied there.
         impl: "triton" or "reference" instead of the chosen implementation.
 
     Returns:
@@ -72,7 +82,8 @@ def quantize_channels(v: Tensor, *, impl: str | None = None) -> tuple[Tensor, Te
         UnsupportedError: ``impl`` cannot run this call.
     """
     _check_x("quantize_channels", v)
-    result: tuple[Tensor, Tensor] = TO_CHANNELS(v.detach(), impl=impl)
+    op, values = TO_CHANNELS, v.detach()
+    result: tuple[Tensor, Tensor] = op(values, impl=impl) if out is None else op.into(out, values, impl=impl)
     return result
 
 

@@ -7,6 +7,7 @@ quantize_channels 2.5 (2 X), since the largest value of a channel is known only 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch import Tensor
 from glimt_kernels.attention.launch import rows, steps
 from glimt_kernels.attention.triton import rows_of
 from glimt_kernels.eight_bit.triton import FORMAT_ARCHS, POINTERS, levels, magnitude, scale_of
+from glimt_kernels.outputs import each, place
 from glimt_kernels.quantize_qkv.reference import empty_tokens_last
 from glimt_kernels.triton_env import Build, jit, on_device_of, power_of_2, tl
 
@@ -101,18 +103,25 @@ def _constants(head_dim: int, block: int) -> dict[str, int]:
     return {"HEAD_DIM": head_dim, "BLOCK": block, "BLOCK_D": power_of_2(head_dim)}
 
 
-def quantize_blocks(x: Tensor, mean: Tensor | None, block: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def quantize_blocks(
+    x: Tensor,
+    mean: Tensor | None,
+    block: int,
+    dtype: torch.dtype,
+    out: Sequence[Tensor | None] | None = None,
+) -> tuple[Tensor, Tensor]:
     x = rows(x)
     samples, tokens, heads, head_dim = x.shape
     blocks = -(-tokens // block)
-    out = torch.empty(x.shape, dtype=dtype, device=x.device)
-    scales = torch.empty((samples, heads, blocks), dtype=torch.float32, device=x.device)
-    if out.numel():
+    levels, of_blocks = each(out, 2)
+    levels = place(levels, x.shape, dtype, x.device)
+    scales = place(of_blocks, (samples, heads, blocks), torch.float32, x.device)
+    if levels.numel():
         with on_device_of(x):
             _blocks_kernel[(samples * heads * blocks,)](
                 x,
                 scales if mean is None else mean.contiguous(),
-                out,
+                levels,
                 scales,
                 blocks,
                 tokens,
@@ -122,23 +131,24 @@ def quantize_blocks(x: Tensor, mean: Tensor | None, block: int, dtype: torch.dty
                 CENTRED=mean is not None,
                 num_warps=warps(block, head_dim),
             )
-    return out, scales
+    return levels, scales
 
 
-def quantize_channels(v: Tensor) -> tuple[Tensor, Tensor]:
+def quantize_channels(v: Tensor, out: Sequence[Tensor | None] | None = None) -> tuple[Tensor, Tensor]:
     v = rows(v)
     samples, tokens, heads, head_dim = v.shape
-    out = empty_tokens_last(v, torch.float8_e4m3fn)
-    scales = torch.empty((samples, heads, head_dim), dtype=torch.float32, device=v.device)
+    # Levels are always written to memory of their own: behind the last token of a channel there is more to write.
+    levels = empty_tokens_last(v, torch.float8_e4m3fn)
+    scales = place(each(out, 2)[1], (samples, heads, head_dim), torch.float32, v.device)
     if not v.numel():
-        return out, scales.fill_(2.0**-100 / 448.0)
+        return levels, scales.fill_(2.0**-100 / 448.0)
     largest = torch.linalg.vector_norm(v, math.inf, dim=1).contiguous()
     blocks = -(-tokens // CHANNEL_BLOCK)
     with on_device_of(v):
         _channels_kernel[(samples * heads * blocks,)](
             v,
             largest,
-            out,
+            levels,
             scales,
             blocks,
             tokens,
@@ -148,7 +158,7 @@ def quantize_channels(v: Tensor) -> tuple[Tensor, Tensor]:
             **_constants(head_dim, CHANNEL_BLOCK),
             num_warps=warps(CHANNEL_BLOCK, head_dim),
         )
-    return out, scales
+    return levels, scales
 
 
 def _build(op: str, head_dim: int, dtype: torch.dtype, block: int) -> Build:

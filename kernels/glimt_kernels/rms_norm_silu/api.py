@@ -5,8 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from glimt_kernels.dispatch import Candidate, define
-from glimt_kernels.rms_norm_silu import native, reference
+from glimt_kernels.dispatch import Candidate, Case, define
+from glimt_kernels.rms_norm_silu import native, reference, triton
+from glimt_kernels.triton_env import DTYPES, reluctance, triton_reasons
+
+_DTYPES = (*DTYPES, torch.float64)
 
 
 def rms_norm_silu(
@@ -24,12 +27,12 @@ def rms_norm_silu(
     Args:
         x: [..., C] floating. Fastest when contiguous, which ``t.permute(0, 2, 3, 4, 1)`` of a ``channels_last_3d``
             tensor is; any other layout is copied first.
-        gamma: [C].
+        gamma: [C] floating; may be of another dtype than x, as may the bias.
         bias: [C] or None.
         silu: apply SiLU after the normalization.
         eps: lower bound of the norm (1e-12, as ``torch.nn.functional.normalize`` has it).
-        out: room for the result: contiguous, of the shape, dtype and device of ``x``, none of its memory shared.
-        impl: "native" or "reference" instead of the chosen implementation.
+        out: like x, any strides; written and returned instead of a new tensor.
+        impl: "native", "triton" or "reference" instead of the chosen implementation.
 
     Returns:
         [..., C], contiguous, the dtype of ``x``; computed in float32 (float64 for float64).
@@ -46,16 +49,8 @@ def rms_norm_silu(
         )
         raise ValueError(f"rms_norm_silu takes x [..., C], gamma [C] and bias [C]; found {found}")
     args = (x, gamma, bias, silu, eps)
-    if out is None:
-        result: Tensor = OP(*args, impl=impl)
-        return result
-    if (out.shape, out.dtype, out.device) != (x.shape, x.dtype, x.device) or not out.is_contiguous():
-        raise ValueError(
-            f"rms_norm_silu writes to contiguous {x.dtype} {list(x.shape)} on {x.device}; "
-            f"out is {out.dtype} {list(out.shape)} on {out.device}, strides {out.stride()}"
-        )
-    written: Tensor = OP.into(out, *args, impl=impl)
-    return written
+    result: Tensor = OP(*args, impl=impl) if out is None else OP.into(out, *args, impl=impl)
+    return result
 
 
 def _fake(x: Tensor, gamma: Tensor, bias: Tensor | None, silu: bool, eps: float) -> Tensor:
@@ -69,12 +64,24 @@ def _reference(
     return result.contiguous() if out is None else out.copy_(result)
 
 
+def _sizes(x: Tensor, *rest: object) -> tuple[int, ...]:
+    """The place of x's dtype among those known: the weights may be of another, with which ``Case.dtype`` is None."""
+    return (_DTYPES.index(x.dtype) if x.dtype in _DTYPES else len(_DTYPES),)
+
+
+def _triton_reasons(case: Case) -> list[str]:
+    known = case.sizes and case.sizes[0] < len(_DTYPES)
+    return triton_reasons(case._replace(dtype=_DTYPES[case.sizes[0]] if known else case.dtype or torch.float64))
+
+
 OP = define(
     "rms_norm_silu",
     "(Tensor x, Tensor gamma, Tensor? bias, bool silu, float eps) -> Tensor",
     [
         Candidate("rms_norm_silu", "native", native.rms_norm_silu, native.reasons),
+        Candidate("rms_norm_silu", "triton", triton.rms_norm_silu, _triton_reasons, reluctance),
         Candidate("rms_norm_silu", "reference", _reference),
     ],
     _fake,
+    sizes=_sizes,
 )

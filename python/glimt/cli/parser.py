@@ -160,10 +160,18 @@ def _add_bench(parser: Parser) -> None:
     names, path = values.lenient(values.names), values.lenient(values.path)
     add = parser.add_argument
     add("what", nargs="?", choices=("kernels",), metavar="kernels", help="what is timed: the kernels of glimt_kernels")
-    add("--op", type=names, default=(), metavar="A,B", help="only these ops, or workloads as attention/cross")
+    add(
+        "--op",
+        type=names,
+        action=_Gather,
+        default=(),
+        metavar="A,B",
+        help="only these ops, or workloads as attention/cross",
+    )
     add(
         "--shapes",
         type=names,
+        action=_Gather,
         default=(),
         metavar="A,B",
         help="wan-1.3b-480p, ...; default: all on a GPU, tiny on a CPU",
@@ -171,15 +179,29 @@ def _add_bench(parser: Parser) -> None:
     add(
         "--providers",
         type=names,
+        action=_Gather,
         default=(),
         metavar="A,B",
         help="eager,compile,sdpa,cudnn,triton,...; default: all here",
     )
-    add("--lossy", type=names, default=(), metavar="A,B", help="providers that are timed though they are less exact")
+    add(
+        "--lossy",
+        type=names,
+        action=_Gather,
+        default=(),
+        metavar="A,B",
+        help="providers that are timed though they are less exact",
+    )
     add("--provider-file", type=path, metavar="FILE", help="Python file with PROVIDERS = {op: {name: function}}")
     add("--dtype", metavar="NAME", help="fp32, fp16 or bf16; default: bf16 on a GPU, fp32 on a CPU")
     add("--device", metavar="NAME", help="cpu, cuda or cuda:N; default: a GPU if there is one")
-    add("--repeats", type=values.lenient(values.whole_number), default=20, metavar="N", help="timed calls; default 20")
+    add(
+        "--repeats",
+        type=values.lenient(values.whole_number),
+        default=20,
+        metavar="N",
+        help="timed calls at most; default 20",
+    )
     add("--out", type=path, metavar="DIR", help="folder for rows.jsonl, report.md and plots; goes on where it stopped")
 
 
@@ -189,12 +211,41 @@ def _add_tune(parser: Parser) -> None:
     add(
         "--model", metavar="MODEL", help="at this model's shapes, by name, folder, file or Hub id; default: glimt-world"
     )
-    add("--shapes", type=names, default=(), metavar="A,B", help="at these shapes instead: wan-1.3b-480p, ...")
-    add("--op", type=names, default=(), metavar="A,B", help="only these ops, or workloads as attention/cross")
+    add(
+        "--shapes",
+        type=names,
+        action=_Gather,
+        default=(),
+        metavar="A,B",
+        help="at these shapes instead: wan-1.3b-480p, ...",
+    )
+    add(
+        "--op",
+        type=names,
+        action=_Gather,
+        default=(),
+        metavar="A,B",
+        help="only these ops, or workloads as attention/cross",
+    )
     add("--dtype", metavar="NAME", help="fp32, fp16 or bf16; default: bf16 on a GPU, fp32 on a CPU")
     add("--device", metavar="NAME", help="cpu, cuda or cuda:N; default: a GPU if there is one")
-    add("--repeats", type=values.lenient(values.whole_number), default=20, metavar="N", help="timed calls; default 20")
+    add(
+        "--repeats",
+        type=values.lenient(values.whole_number),
+        default=20,
+        metavar="N",
+        help="timed calls at most; default 20",
+    )
     add("--offline", action="store_true", default=None, help="never touch the network")
+
+
+class _Gather(argparse.Action):
+    """Options that may be given several times, each with several values: all count."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, found: Any, *_: Any) -> None:
+        before = getattr(namespace, self.dest)
+        wrong = [one for one in (before, found) if isinstance(one, values.Invalid)]
+        setattr(namespace, self.dest, wrong[0] if wrong else (*before, *found))
 
 
 class _Version(argparse.Action):

@@ -165,6 +165,7 @@ class Planner:
         work = _Work(self, asked, guidance, self._prompts(asked), budget.limit_bytes)
         staged = max(work.peaks(asked.pixel_grid(), staged=False).values()) > budget.limit_bytes
         stages, source = work.stages(staged)
+        decode = work.decoding(asked.pixel_grid(), staged=staged)
         return GenerationPlan(
             model=self.card.name,
             variant=self.card.variant,
@@ -188,9 +189,9 @@ class Planner:
             budget=budget,
             would_fit=work.would_fit(stages, budget.limit_bytes),
             least_bytes=work.least_bytes(),
-            decode=work.decoding(asked.pixel_grid(), staged=staged),
+            decode=decode,
             known_frames=self.card.expand_timesteps,
-            notes=tuple(_notes(asked, work.prompts)),
+            notes=(*_notes(asked, work.prompts), *([decode.note] if decode.note else [])),
         )
 
     def _prompts(self, asked: ResolvedRequest) -> dict[str, TokenizedPrompt]:

@@ -50,6 +50,12 @@ class DecodePlan:
     spool_bytes: int
 
     @property
+    def note(self) -> str:
+        """What is to be known of it where memory was short; else nothing."""
+        cut = self.tiled or (self.by_frames and self.piece < 4)
+        return f"decoding {self}: a pixel's last bit may differ from that of other cuts" if cut else ""
+
+    @property
     def tiled(self) -> bool:
         return self.rows * self.columns > 1
 
@@ -168,10 +174,12 @@ def _frame_decode_bytes(config: WanVaeConfig, part: Tile, chunk: int, piece: int
     levels = _decoder_levels(config)
     width, area = levels[0].a, part.whole.area
     held, peak, frames, windows = 0, 10 * width * area, 1, (config.z_dim + 4 * width) * area
+    room = (_HISTORY + 1) * width * area
     for i, level in enumerate(levels):
         box, came, t, n = part.boxes[i], part.came(i), level.factor_t, min(frames, piece)
         held += frames * level.a * (came.area + (box.area if box != came else 0))
         windows += (level.a + (2 * level.blocks - 1) * level.b) * box.area
+        room = max(room, (_HISTORY + n) * max(level.a, level.b) * box.area)
         peak = max(peak, held + 3 * n * level.b * box.area)
         if level.out:
             windows += level.b * box.area if t == 2 else 0
@@ -182,8 +190,7 @@ def _frame_decode_bytes(config: WanVaeConfig, part: Tile, chunk: int, piece: int
     windows += level.b * box.area
     pixels = config.out_channels * part.boxes[-1].area
     peak = max(peak, held + n * level.b * box.area) + pixels * (chunk + 1) * config.scale_factor_temporal
-    windows *= _HISTORY + max(_HISTORY, piece)
-    return item_bytes * (windows + peak + _prepared(config)) + _OWN_BYTES
+    return item_bytes * (_HISTORY * windows + room + peak + _prepared(config)) + _OWN_BYTES
 
 
 def _prepared(config: WanVaeConfig) -> int:
@@ -232,7 +239,7 @@ def encode_bytes(config: WanVaeConfig, clip: PixelGrid, item_bytes: int, *, by_f
     walk = _EncoderWalk(config, clip, config.scale_factor_temporal)
     held, peak = walk.frame_way() if by_frames else walk.chunk_way()
     pixels = 3 * clip.height * clip.width * (2 * config.scale_factor_temporal + 1)
-    return item_bytes * (held + peak + pixels) + _OWN_BYTES
+    return item_bytes * (held + peak + pixels) + 2 * _OWN_BYTES
 
 
 class _EncoderWalk:
@@ -247,14 +254,17 @@ class _EncoderWalk:
     def frame_way(self) -> tuple[int, int]:
         config, area, dims, n = self._config, self._area, self._dims, self._frames
         windows, weights = config.in_channels * area, 27 * config.in_channels * dims[0]
-        way, peak = n * dims[0] * area, 0
+        entered = n * dims[0] * area  # alive until the first block has passed
+        way, peak, room = entered, 0, 0
         for i, (a, b) in enumerate(pairwise(dims)):
             for j in range(config.num_res_blocks):
                 c = b if j else a
                 windows += (c + b) * area
+                room = max(room, (_HISTORY + n) * max(c, b) * area)
                 weights += 27 * (c + b) * b
                 peak = max(peak, way + (3 if c != b else 2) * n * b * area)
                 way += 0 if config.is_residual else n * b * area
+                way -= entered if i == j == 0 and not config.is_residual else 0
             start = n * a * area
             if i < len(config.dim_mult) - 1:
                 peak = max(peak, way + (2 if config.is_residual else 1) * n * b * area + n * b * area // 4)
@@ -264,10 +274,11 @@ class _EncoderWalk:
                     n = max(1, n // 2)
             way += n * b * area
             peak = max(peak, way + 2 * start if config.is_residual else way)
+            way -= entered if i == 0 and config.is_residual else 0
         last = dims[-1]
         windows += 5 * last * area
         weights += 27 * (4 * last * last + 2 * config.z_dim * last)
-        return windows * (_HISTORY + max(_HISTORY, self._frames)) + weights, max(peak, way + 10 * last * area)
+        return _HISTORY * windows + room + weights, max(peak, way + 10 * last * area)
 
     def chunk_way(self) -> tuple[int, int]:
         config, area, dims, frames = self._config, self._area, self._dims, self._frames

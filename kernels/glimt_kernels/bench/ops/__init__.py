@@ -50,8 +50,14 @@ OPS = (
     "linear_quant/fp8",
     "guidance_step",
     "rms_norm_silu",
+    "causal_conv3d",
+    "causal_conv3d/half",
+    "causal_conv3d/quarter",
+    "causal_conv3d_norm",
+    "upsample_conv",
     "frames_to_uint8",
     "frames_to_nv12",
+    "frames_to_nv12/planar",
 )
 
 

@@ -2,7 +2,7 @@
 
 Every block is causal in time: frame ``t`` of an output depends on frames ``<= t`` of the input only. A clip can
 therefore be pushed through in chunks, each block leaving in a :class:`CausalCache` the few frames that the next chunk
-needs. A whole clip is one chunk; there is no second code path for it.
+needs. A whole clip is one chunk; there is no second code path for it. ``vae_cache`` says how frames pass on a CPU.
 
 Parameter names are those of Diffusers' ``AutoencoderKLWan`` (source: Wan 2.1 technical report, section 4.1, and the
 reference implementations ``wan/modules/vae2_1.py`` and ``vae2_2.py``).
@@ -55,7 +55,7 @@ class CausalConv3d(nn.Conv3d):
             seen, first = x if norm is None else norm(x, silu=True), bool(self.history)
         else:
             window = cache.window(self, x, self.history)
-            room = window.room(count)
+            room = window.room(x)
             if norm is None:
                 room.copy_(x)
             else:
@@ -158,12 +158,13 @@ class Downsample(nn.Module):
 
     def _step(self, x: Tensor, cache: CausalCache, conv: nn.Conv3d) -> Tensor:
         count, window = x.shape[2], cache.window(self, x, 2)
-        window.room(count).copy_(x)
+        window.room(x).copy_(x)
+        seen = window.last(count + 1 + count % 2)
         if window.count == 1:
             return x
         if window.count % 2 == 0:  # a frame alone, which waits for the one that it is merged with
             return x[:, :, :0]
-        return self._halve(window.last(count + 1 + count % 2), conv)
+        return self._halve(seen, conv)
 
     def _halve(self, x: Tensor, conv: nn.Conv3d) -> Tensor:
         return vae_ops.conv3d(x, conv.weight, conv.bias, stride=(2, 1, 1))

@@ -2,11 +2,11 @@
 
 Two ways, with one meaning:
 
-- *Latent frame by latent frame*, for inference on a CPU. Each convolution in time has a :class:`Window`: its producer
-  writes new frames behind those before them, and the convolution reads them where they lie. What one latent frame
-  stands for goes as deep as it can before the next one enters, so that little more than the windows is in memory
-  however many frames there are; in pieces of fewer frames if memory is short. Every frame is computed by the same calls
-  on the same shapes whatever chunk it came in: any split of a clip gives the same bits.
+- *Latent frame by latent frame*, for inference on a CPU. Each convolution in time has a :class:`Window`: what makes its
+  input writes new frames behind those before them, and the convolution reads them where they lie. What one latent
+  frame stands for goes as deep as it can before the next one enters, so that memory does not grow with the frames; in
+  pieces of fewer frames if memory is short. Every frame is computed by the same calls on the same shapes whatever chunk
+  it came in: any split of a clip gives the same bits.
 - *Chunk by chunk*, else: the frames of a chunk pass a layer together, and each convolution keeps copies of the last.
 """
 
@@ -24,40 +24,59 @@ from glimt.models.wan.vae_tiles import Tile
 T = TypeVar("T")
 
 
-class Window:
-    """The last frames of one convolution's input, consecutive in memory and in time; zeros before a clip.
+class Room:
+    """One piece of memory for the input of whichever convolution is at work: its history, and the frames that come."""
 
-    There is room for the ``history`` that a convolution looks back on and for a piece of new frames, at least as many
-    as that; when it is full, the history moves to the front.
+    def __init__(self) -> None:
+        self._flat: Tensor | None = None
+
+    def frames(self, piece: Tensor, count: int) -> Tensor:
+        """Room for ``count`` frames like those of ``piece [B, C, F, H, W]``; whoever asks next gets the same."""
+        b, c, _, h, w = piece.shape
+        size = b * c * count * h * w
+        if self._flat is None or self._flat.numel() < size or self._flat.dtype != piece.dtype:
+            self._flat = None  # the smaller one is not kept meanwhile
+            self._flat = torch.empty(size, dtype=piece.dtype, device=piece.device)
+        return vae_ops.as_frames(self._flat[:size], (b, c, count, h, w), piece)
+
+    @property
+    def nbytes(self) -> int:
+        return 0 if self._flat is None else self._flat.nbytes
+
+
+class Window:
+    """The last frames of one convolution's input; zeros before a clip.
+
+    Between two pieces it holds only the ``history`` that the convolution looks back on. While a piece passes they lie
+    together in the shared room, where the convolution reads them.
 
     Attributes:
         count: frames that have come.
     """
 
-    def __init__(self, piece: Tensor, history: int, most: int) -> None:
-        self._history = history
-        self._frames = vae_ops.empty_frames(piece, history + max(history, most))
-        self._frames[:, :, :history] = 0
-        self._end = history
+    def __init__(self, piece: Tensor, history: int, room: Room) -> None:
+        self._history = vae_ops.empty_frames(piece, history).zero_()
+        self._shared, self._room = room, piece
         self.count = 0
 
-    def room(self, count: int) -> Tensor:
-        """Room for the next frames [B, C, count, H, W], to be written before :meth:`last` is asked for."""
-        if self._end + count > self._frames.shape[2]:
-            for index in range(self._history):  # one by one: the places may overlap
-                self._frames[:, :, index] = self._frames[:, :, self._end - self._history + index]
-            self._end = self._history
-        self._end += count
+    def room(self, piece: Tensor) -> Tensor:
+        """Room for the next frames, like ``piece``, to be written before :meth:`last` is asked for."""
+        history, count = self._history.shape[2], piece.shape[2]
+        self._room = self._shared.frames(piece, history + count)
+        self._room[:, :, :history] = self._history
         self.count += count
-        return self._frames[:, :, self._end - count : self._end]
+        return self._room[:, :, history:]
 
     def last(self, count: int) -> Tensor:
-        """The newest ``count`` frames: [B, C, count, H, W]."""
-        return self._frames[:, :, self._end - count : self._end]
+        """The newest ``count`` frames, to be read before another window is written: [B, C, count, H, W]."""
+        self._history.copy_(self._room[:, :, -self._history.shape[2] :])
+        found = self._room[:, :, -count:]
+        self._room = self._history
+        return found
 
     @property
     def nbytes(self) -> int:
-        return self._frames.nbytes
+        return self._history.nbytes
 
 
 class CausalCache:
@@ -77,6 +96,7 @@ class CausalCache:
         self.first = True
         self.keep = keep
         self.alone = False
+        self._room = Room()
         self._frames: dict[nn.Module, Tensor] = {}
         self._windows: dict[nn.Module, Window] = {}
         self._prepared: dict[nn.Module, Any] = {}
@@ -105,7 +125,7 @@ class CausalCache:
     def window(self, module: nn.Module, piece: Tensor, history: int) -> Window:
         """The window of a module, made when its first ``piece`` of frames comes."""
         if module not in self._windows:
-            self._windows[module] = Window(piece, history, self.piece)
+            self._windows[module] = Window(piece, history, self._room)
         return self._windows[module]
 
     def prepared(self, module: nn.Module, make: Callable[[], T]) -> T:
@@ -123,7 +143,7 @@ class CausalCache:
 
     def size_bytes(self) -> int:
         frames = sum(held.nbytes for held in self._frames.values())
-        return frames + sum(held.nbytes for held in self._windows.values())
+        return frames + sum(held.nbytes for held in self._windows.values()) + self._room.nbytes
 
 
 def joined(parts: list[Tensor]) -> Tensor:

@@ -6,7 +6,8 @@ and the native norm like them, and nothing is written that need not be:
 
 - convolutions go to oneDNN by name (PyTorch prefers a slow one of its own for short chunks: 188 of 224 in one decode),
   with the residual sum as an epilogue;
-- RMS norm and SiLU are one pass;
+- weights are put in the order in which they are read once a clip, not in every call;
+- RMS norm and SiLU are one pass, which writes to where the next convolution reads;
 - doubling H and W before a 3x3 convolution is folded into it: each of the four pixels that a pixel becomes sees 2x2
   pixels of the small picture, so one 2x2 convolution with four times the channels replaces it: 16 products per small
   pixel instead of 36, the sums of neighbouring weights taken beforehand. Exact algebra;
@@ -60,6 +61,12 @@ def empty_frames(x: Tensor, count: int) -> Tensor:
     b, c, _, h, w = x.shape
     layout = CHANNELS_LAST if runs_onednn(x) else torch.contiguous_format
     return torch.empty((b, c, count, h, w), dtype=x.dtype, device=x.device, memory_format=layout)
+
+
+def as_frames(flat: Tensor, shape: tuple[int, ...], x: Tensor) -> Tensor:
+    """``flat`` as frames of ``shape`` [B, C, F, H, W], laid out as :func:`empty_frames` does for ``x``."""
+    b, c, f, h, w = shape
+    return flat.view(b, f, h, w, c).permute(0, 4, 1, 2, 3) if runs_onednn(x) else flat.view(shape)
 
 
 def causal_conv3d(

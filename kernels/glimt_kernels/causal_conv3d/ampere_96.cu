@@ -1,0 +1,7 @@
+#include "causal_conv3d/ampere.cuh"
+
+namespace glimt::cuda {
+
+template int launch_ampere<96, 2>(const conv::Conv&, void*);
+
+}  // namespace glimt::cuda
