@@ -19,7 +19,6 @@ from torch._subclasses import FakeTensorMode
 from glimt.compile.graphs import Axis, Port
 from glimt.errors import CompileError
 from glimt.models.wan.vae import WanVae
-from glimt.models.wan.vae_blocks import CausalConv3d
 from glimt.models.wan.vae_cache import CausalCache
 from glimt_kernels import references_only
 
@@ -34,17 +33,16 @@ class _Carried(CausalCache):
         self.first = first
         self._frames = dict(past)
 
-    def put(self, module: nn.Module, frames: Tensor) -> None:
-        """Keep the last frames; before a clip's first there are zeros."""
-        assert isinstance(module, CausalConv3d)
-        missing = module.history - frames.shape[2]
-        if missing > 0:
-            before = self._frames.get(module)
-            if before is None:
-                b, c, _, h, w = frames.shape
-                before = frames.new_zeros(b, c, module.history, h, w)
-            frames = torch.cat([before[:, :, -missing:], frames], dim=2)
-        self._frames[module] = frames
+    def put(self, module: nn.Module, frames: Tensor, count: int) -> None:
+        """Keep the last ``count`` frames; before a clip's first there are zeros.
+
+        Those before are always joined, however many come: a graph holds for any number.
+        """
+        before = self._frames.get(module)
+        if before is None:
+            b, c, _, h, w = frames.shape
+            before = frames.new_zeros(b, c, count, h, w)
+        self._frames[module] = torch.cat([before, frames], dim=2)[:, :, -count:]
 
     def frames(self, module: nn.Module) -> Tensor | None:
         return self._frames.get(module)
