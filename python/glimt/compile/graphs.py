@@ -150,7 +150,7 @@ class TransformerGraph:
         grid = self.model.grid(latents)
         first = text.layers[0]
         bias = first.bias if first.bias is not None else first.k.new_zeros(first.k.shape[:2], dtype=torch.float32)
-        tensors = [latents, time.temb, time.proj, *(table.unflatten(0, grid) for table in (rope.cos, rope.sin)), bias]
+        tensors = [latents, time.temb, time.proj, *(table.view(*grid, -1) for table in (rope.cos, rope.sin)), bias]
         for layer in text.layers:
             tensors += [layer.k, layer.v]
             if self.model.config.has_image_branch:
