@@ -106,6 +106,8 @@ def _plain(name: str, value: Any) -> str:
     Raises:
         TypeError: it is none whose text tells all of it.
     """
+    if isinstance(value, tuple):
+        return f"({', '.join(_plain(name, part) for part in value)})"
     if value is None or isinstance(value, bool | int | float | str) or _of_triton(type(value).__module__):
         return repr(value)
     raise TypeError(f"the digest of a kernel knows no constants like {name}: {type(value).__name__}")

@@ -179,9 +179,12 @@ def test_the_digest_is_of_all_that_is_called_and_of_no_comment(old: str, new: st
     assert (texts["before"] == texts["after"]) == alike
 
 
-def test_a_constant_that_has_no_text_is_refused() -> None:
-    with pytest.raises(TypeError, match="no constants like N: object"):
-        digest_of(Build("op", "case", triton.absorb, {}, {"N": object()}), 80)
+def test_constants_are_text_and_one_that_has_none_is_refused() -> None:
+    one, two = (digest_of(Build("op", "case", triton.absorb, {}, {"N": (1, n)}), 80) for n in (1, 2))
+    assert one != two
+    for value in (object(), (1, object())):
+        with pytest.raises(TypeError, match="no constants like N: object"):
+            digest_of(Build("op", "case", triton.absorb, {}, {"N": value}), 80)
 
 
 def test_rows_of_other_sources_are_named_and_another_table_gives_those_that_fit() -> None:
