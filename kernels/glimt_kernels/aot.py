@@ -103,7 +103,8 @@ def read_row(build: Build, arch: int) -> Row:
     """Compile and read back."""
     compiled = compile_one(build, arch)
     shared, needs = int(compiled.metadata.shared), build.needs.get(arch, ())
-    return row_of((build.op, build.case, arch), compiled.asm["cubin"], shared, needs)
+    row = row_of((build.op, build.case, arch), compiled.asm["cubin"], shared, needs)
+    return replace(row, digest=digest_of(build, arch))
 
 
 def row_of(key: Key, cubin: bytes, shared_bytes: int, needs: Iterable[str]) -> Row:
@@ -129,7 +130,6 @@ def row_of(key: Key, cubin: bytes, shared_bytes: int, needs: Iterable[str]) -> R
         narrow_loads=count(r"(LDG|LDGSTS)\b(?!.*\.128)"),
         narrow_stores=count(r"STG\b(?!.*\.128)"),
         tma=count(r"UTMALDG|UTMASTG"),
-        digest=digest_of(build, arch),
     )
 
 
