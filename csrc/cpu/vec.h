@@ -91,6 +91,17 @@ inline Vec fma(Vec a, Vec b, Vec c) {
 #endif
 }
 
+// x * (high + low), where low is what high lacks of a wider number: one rounding that counts.
+inline Vec times(Vec x, Vec high, Vec low) {
+#if defined(__FMA__)
+    return fma(x, high, x * low);
+#else
+    typedef double WideVec __attribute__((vector_size(kWidth * 8)));
+    const WideVec factor = __builtin_convertvector(high, WideVec) + __builtin_convertvector(low, WideVec);
+    return __builtin_convertvector(__builtin_convertvector(x, WideVec) * factor, Vec);
+#endif
+}
+
 // The sum of the lanes, halves added to halves: the same order at every width.
 inline float sum(Vec v) {
 #if defined(__AVX512F__)

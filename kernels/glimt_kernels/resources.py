@@ -45,6 +45,7 @@ class Row:
         narrow_loads, narrow_stores: of global memory, less than 128 bits.
         tma: tensor copies (UTMALDG, UTMASTG).
         note: why the row is worse than it was at some time.
+        digest: of what was compiled (``digest.digest_of``); "" in tables from before there was one.
     """
 
     op: str
@@ -65,6 +66,7 @@ class Row:
     narrow_stores: int | None = None
     tma: int | None = None
     note: str = ""
+    digest: str = ""
 
     @property
     def key(self) -> Key:
@@ -139,11 +141,12 @@ def unexplained(rows: Table, before: Table) -> dict[Key, list[str]]:
 
 
 def noted(row: Row, committed: Row, note: str) -> Row:
-    """``row`` as it replaces ``committed``: with the note if it is worse; an old note stays while nothing changes."""
+    """``row`` as it replaces ``committed``: with the note if it is worse; an old note stays while no number changes."""
     found = worse(row, committed)
     if found:
         return replace(row, note=f"{'; '.join(found)}: {note}" if note else "")
-    return replace(row, note=committed.note if row == replace(committed, note="") else "")
+    alike = row == replace(committed, note="", digest=row.digest)
+    return replace(row, note=committed.note if alike else "")
 
 
 def markdown(rows: Iterable[Row]) -> str:

@@ -119,7 +119,8 @@ class Build:
         op, case: what it is for, as the table shows it.
         kernel: the ``triton.jit`` function.
         signature: Triton's type of each argument that is not a constant; pointers and 64-bit strides are taken as
-            multiples of 16, as the tensors of a model are.
+            multiples of 16, as the tensors of a model are. A call is compiled for its own: Triton passes a stride that
+            fits 32 bits as i32 and takes one of 1 as a constant, so what a row counts is near what runs, not that.
         constants: values of the ``constexpr`` arguments.
         num_warps, num_stages: launch options.
         archs: the chips it is shipped for.

@@ -6,7 +6,8 @@ Bad input is reported whole: ``problems`` lists every one of them, and ``str(err
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 
 class GlimtError(Exception):
@@ -57,6 +58,30 @@ class NonFiniteError(GlimtError):
 
 class OutputError(GlimtError):
     """A result that cannot be written: no permission, no such folder, no space."""
+
+
+class CompileError(GlimtError):
+    """A graph or a plan that cannot be made or read, or is not what is asked for; says what differs."""
+
+
+class KeyMismatchError(CompileError):
+    """What was built is not what is asked for.
+
+    Args:
+        where: the artifact, or the store.
+        differences: field -> (asked, built).
+    """
+
+    def __init__(self, where: str, differences: Mapping[str, tuple[Any, Any]]) -> None:
+        self.where, self.differences = where, dict(differences)
+        lines = [f"{field}: asked {asked!r}, built {built!r}" for field, (asked, built) in differences.items()]
+        super().__init__(f"{where} was built from another key; these differ:", lines)
+        self.args = (where, self.differences)  # so that the error survives pickling
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Names of the fields that differ."""
+        return tuple(self.differences)
 
 
 class MissingDependencyError(GlimtError):

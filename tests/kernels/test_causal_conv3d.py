@@ -230,6 +230,8 @@ def test_any_number_of_samples_and_strides(batch: int) -> None:
     for moved in (apart, cropped, torch.Tensor.contiguous):
         given = [moved(x), weight.contiguous(), torch.stack([bias, bias], 1)[:, 0], moved(past), moved(plus)]
         torch.testing.assert_close(causal_conv3d(*given, impl="triton"), expected, rtol=1e-5, atol=1e-5)
+    found = causal_conv3d(x, weight, bias, apart(past), plus, impl="triton")
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_what_is_read_in_place() -> None:

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from budget import check_budget, poison, random
+from budget import attention_of, check_budget, poison, random
 from test_attention import inputs
 from torch import Tensor
 
@@ -25,15 +25,6 @@ def make(tokens: int, head_dim: int = 32, dtype: torch.dtype = torch.float16) ->
 def on_chip(monkeypatch: pytest.MonkeyPatch, arch: int) -> None:
     real = triton.launch_shape
     monkeypatch.setattr(triton, "launch_shape", lambda _, *rest: real(arch, *rest))
-
-
-def honest(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None = None) -> Tensor:
-    """Masked softmax attention as it is written in PyTorch; ``allowed`` [N, L]."""
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    logits = q @ k.transpose(2, 3) * q.shape[3] ** -0.5
-    if allowed is not None:
-        logits = logits.masked_fill(~allowed, -math.inf)
-    return (torch.softmax(logits, -1) @ v).transpose(1, 2)
 
 
 def block_causal(chunks: list[int]) -> Tensor:
@@ -55,8 +46,8 @@ def test_streaming_is_block_causal_attention_while_nothing_is_evicted(chunks: li
         ring = ring.append(k_new, v_new)
         found.append(chunk_attention(q_new, ring.k, ring.v, ring.spans(), impl=impl))
     mask = block_causal(chunks)
-    exact = honest(q.double(), k.double(), v.double(), mask)
-    check_budget(torch.cat(found, 1), honest(q, k, v, mask), exact, impl)
+    exact = attention_of(q.double(), k.double(), v.double(), mask=mask)
+    check_budget(torch.cat(found, 1), attention_of(q, k, v, mask=mask), exact, impl)
 
 
 @pytest.mark.parametrize("impl", IMPLS)
@@ -76,8 +67,8 @@ def test_after_eviction_it_is_attention_over_sink_and_window(
         kept = [*range(min(sink, recent)), *range(recent, end)]
         last = q[:, end - chunk : end]
         found = chunk_attention(last, ring.k, ring.v, ring.spans(), impl=impl)
-        exact = honest(last.double(), k[:, kept].double(), v[:, kept].double())
-        check_budget(found, honest(last, k[:, kept], v[:, kept]), exact, f"after {end}")
+        exact = attention_of(last.double(), k[:, kept].double(), v[:, kept].double())
+        check_budget(found, attention_of(last, k[:, kept], v[:, kept]), exact, f"after {end}")
 
 
 def test_the_ring_holds_what_a_list_would() -> None:
@@ -169,8 +160,8 @@ def test_each_way_through_the_pieces(arch: int, head_dim: int, monkeypatch: pyte
         for mine, x in zip(cache, (k, v), strict=True):
             mine[:, kept] = x[:, kept]
         found = chunk_attention(q, *cache, spans, impl="triton")
-        exact = honest(q.double(), k[:, kept].double(), v[:, kept].double())
-        check_budget(found, honest(q, k[:, kept], v[:, kept]), exact, str(spans))
+        exact = attention_of(q.double(), k[:, kept].double(), v[:, kept].double())
+        check_budget(found, attention_of(q, k[:, kept], v[:, kept]), exact, str(spans))
         assert torch.equal(found, chunk_attention(q, *cache, spans, sink_q=q, impl="triton"))
 
 
@@ -183,8 +174,8 @@ def test_adversarial_inputs(name: str, arch: int, monkeypatch: pytest.MonkeyPatc
     q, k, v = inputs(5, 131, 64, torch.float16)[name]
     spans = [(0, 7), (61, 70), (7, 31)]
     kept = [i for start, length in spans for i in range(start, start + length)]
-    exact = honest(q.double(), k[:, kept].double(), v[:, kept].double())
-    check_budget(chunk_attention(q, k, v, spans, impl="triton"), honest(q, k[:, kept], v[:, kept]), exact, name)
+    exact = attention_of(q.double(), k[:, kept].double(), v[:, kept].double())
+    check_budget(chunk_attention(q, k, v, spans, impl="triton"), attention_of(q, k[:, kept], v[:, kept]), exact, name)
 
 
 @pytest.mark.parametrize("samples", [1, 3])
@@ -192,7 +183,7 @@ def test_any_number_of_samples(samples: int, monkeypatch: pytest.MonkeyPatch) ->
     poison(monkeypatch)
     q, k, v = (random(samples, n, HEADS, 32, seed=seed).half() for seed, n in enumerate((5, 37, 37)))
     found = chunk_attention(q, k, v, [(0, 37)], impl="triton")
-    check_budget(found, honest(q, k, v), honest(q.double(), k.double(), v.double()), f"{samples} samples")
+    check_budget(found, attention_of(q, k, v), attention_of(q.double(), k.double(), v.double()), f"{samples} samples")
 
 
 @pytest.mark.parametrize("impl", IMPLS)

@@ -29,6 +29,7 @@ EPILOGUES: dict[str, tuple[str | None, tuple[int, int] | None, bool]] = {
     "gate of a sample": (None, (2, 1), True),
     "gate of all": ("gelu_tanh", (1, 1), True),
     "gate of a token": (None, (2, 0), True),
+    "gelu erf, gate of a token": ("gelu_erf", (2, 0), True),
 }
 CPU = Case("cpu", torch.float32)
 # Of the kinds of calls, what runs them on a GPU in half precision.

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import itertools
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from glimt_kernels import aot, resources
+from glimt_kernels.attention import triton
+from glimt_kernels.digest import digest_of
 from glimt_kernels.resources import TABLES, Key, Row
 from glimt_kernels.triton_env import ABSENT, Build
 
@@ -23,18 +28,6 @@ VERSIONS = list(TABLES)
 TABLE_OF = {version: resources.read_table(path) for version, path in TABLES.items()}
 TABLE = TABLE_OF["3.7.1"]
 BUILDS: dict[Key, Build] = {(build.op, build.case, arch): build for build in aot.builds() for arch in build.archs}
-# Compiled in every run: element-wise, matrix and asynchronous kernels, each on a chip of another kind. All of them:
-# make aot, make aot-3.6
-SAMPLE = [
-    ("3.7.1", "ada_norm", 89),
-    ("3.7.1", "frames_to_nv12", 120),
-    ("3.7.1", "qk_norm_rope", 80),
-    ("3.7.1", "attention", 90),
-    ("3.7.1", "upsample_conv", 86),
-    ("3.6.0", "guidance_step", 86),
-    ("3.6.0", "qk_norm_rope", 120),
-    ("3.6.0", "chunk_attention", 100),
-]
 # Ops with matrix instructions; all others are element-wise.
 MATRIX_OPS = {build.op for build in BUILDS.values() if build.needs}
 
@@ -85,24 +78,136 @@ def test_which_ops_have_matrix_instructions() -> None:
     assert not MATRIX_OPS & {"ada_norm", "qk_norm_rope", "qk_norm_rope_8bit", "guidance_step", "quantize_rows"}
 
 
-def python_with(version: str) -> str:
-    """An interpreter that has this Triton."""
-    if version == "3.7.1":
-        return sys.executable
-    found = ROOT / ".venv-triton36/bin/python"
-    if not found.exists():
+def run_aot(version: str, *options: str) -> tuple[int, list[str], str]:
+    """(exit status, lines of stdout, stderr) in a process with this Triton; in this one Triton interprets."""
+    python = sys.executable if version == "3.7.1" else str(ROOT / ".venv-triton36/bin/python")
+    if not Path(python).exists():
         pytest.skip("needs .venv-triton36 (make unit makes it)")
-    return str(found)
-
-
-@pytest.mark.parametrize(("version", "op", "arch"), SAMPLE)
-def test_what_is_compiled_now_is_no_worse_than_the_table(version: str, op: str, arch: int) -> None:
-    """In a process of its own: in this one Triton interprets."""
     around = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [python_with(version), "-m", "glimt_kernels.aot", "--op", op, "--arch", str(arch)]
+    command = [python, "-m", "glimt_kernels.aot", *options]
     done = subprocess.run(command, capture_output=True, text=True, env={**around, "GLIMT_TRITON": "1"}, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert len(done.stdout.splitlines()) == sum(key[0] == op and key[2] == arch for key in BUILDS)
+    return done.returncode, done.stdout.splitlines(), done.stderr
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_row_is_of_the_sources_as_they_are(version: str) -> None:
+    """By the digests: nothing is compiled."""
+    code, lines, errors = run_aot(version, "--stale")
+    assert (code, lines) == (0, [f"{len(BUILDS)} rows, 0 of other sources"]), errors
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_what_is_compiled_now_is_no_worse_than_the_table(version: str) -> None:
+    """One row of each op, another when its kernel changes; all of them: make aot, make aot-3.6."""
+    code, lines, errors = run_aot(version, "--sample")
+    assert code == 0, "\n".join([*lines, errors])
+    assert {json.loads(line)["op"] for line in lines} == {op for op, _, _ in BUILDS}
+
+
+def test_the_sample_has_one_row_of_each_op_and_moves_with_the_source() -> None:
+    pairs = [(build, arch) for (_, _, arch), build in BUILDS.items()]
+    chosen = aot.sample(pairs)
+    assert sorted(build.op for build, _ in chosen) == sorted({build.op for build, _ in pairs})
+    others = {
+        aot.key_of(*aot.sample([(dataclasses.replace(build, num_stages=n), arch) for build, arch in pairs])[0])
+        for n in range(10)
+    }
+    assert len(others) > 3
+
+
+# What a row depends on: a change of the build, each alone.
+CHANGES: dict[str, Callable[[Build], Build]] = {
+    "warps": lambda build: dataclasses.replace(build, num_warps=2 * build.num_warps),
+    "stages": lambda build: dataclasses.replace(build, num_stages=build.num_stages + 1),
+    "constant": lambda build: dataclasses.replace(build, constants={**build.constants, "BLOCK_N": 48}),
+    "type": lambda build: dataclasses.replace(build, signature={**build.signature, "q_token": "i32"}),
+    "kernel": lambda build: dataclasses.replace(build, kernel=triton.attend),
+    "needs": lambda build: dataclasses.replace(build, needs=dict.fromkeys(build.archs, ("DMMA",))),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_build_has_another_digest(change: str) -> None:
+    build = next(build for build in triton.BUILDS if 90 in build.archs)
+    digest = digest_of(build, 90)
+    assert digest == digest_of(dataclasses.replace(build, case="another name"), 90)
+    assert digest_of(CHANGES[change](build), 90) != digest
+
+
+KERNEL = """
+import triton
+import triton.language as tl
+
+STEP = tl.constexpr(4)
+
+@triton.jit
+def inner(x):
+    return x * 2.0
+
+@triton.jit
+def middle(x):
+    return inner(x) + STEP
+
+@triton.jit
+def kernel(x, N: tl.constexpr):
+    tl.store(x, middle(tl.load(x)))
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "alike"),
+    [
+        ("x * 2.0", "x * 3.0", False),  # two calls away
+        ("constexpr(4)", "constexpr(5)", False),
+        ("middle(tl.load(x))", "inner(tl.load(x))", False),
+        ("    return inner", "    # why\n    return inner", True),
+        ("def inner(x):\n", 'def inner(x):\n    """Twice."""\n', True),
+        ("x * 2.0", "(x  *  2.0)", True),
+        ("STEP = ", "OTHER = tl.constexpr(7)\nSTEP = ", True),
+    ],
+)
+def test_the_digest_is_of_all_that_is_called_and_of_no_comment(old: str, new: str, alike: bool, tmp_path: Path) -> None:
+    assert KERNEL.count(old) == 1
+    texts = {}
+    for name, text in (("before", KERNEL), ("after", KERNEL.replace(old, new))):
+        path = tmp_path / f"{name}.py"
+        path.write_text(text)
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        texts[name] = digest_of(Build("op", "case", module.kernel, {"x": "*fp32"}, {"N": 1}), 80)
+    assert (texts["before"] == texts["after"]) == alike
+
+
+def test_constants_are_text_and_one_that_has_none_is_refused() -> None:
+    one, two = (digest_of(Build("op", "case", triton.absorb, {}, {"N": (1, n)}), 80) for n in (1, 2))
+    assert one != two
+    for value in (object(), (1, object())):
+        with pytest.raises(TypeError, match="no constants like N: object"):
+            digest_of(Build("op", "case", triton.absorb, {}, {"N": value}), 80)
+
+
+def test_rows_of_other_sources_are_named_and_another_table_gives_those_that_fit() -> None:
+    pair = next((build, arch) for (_, _, arch), build in BUILDS.items())
+    key, digest = aot.key_of(*pair), digest_of(*pair)
+    fits, old, none = (row_like(digest=text, registers=n) for text, n in ((digest, 1), ("old", 2), ("", 3)))
+    assert (fits.op, fits.case, fits.arch) == key
+    assert aot.stale({key: fits}, [pair]) == []
+    for known in ({key: old}, {key: none}, {}):
+        (said,) = aot.stale(known, [pair])
+        assert said.startswith(f"{key[0]} {key[1]} sm_{key[2]}: the row is not of these sources")
+    for here, others, expected in (
+        ({key: old}, [{key: fits}], fits),
+        ({key: fits}, [{key: none}, {key: old}], fits),
+        ({key: old}, [{key: none}], old),  # on nobody's word
+        ({}, [{}, {key: none}], dataclasses.replace(none, digest=digest)),
+        ({key: none}, [], dataclasses.replace(none, digest=digest)),
+    ):
+        assert aot.with_digests(here, others, [pair]) == {key: expected}
+    assert aot.with_digests({}, [], [pair]) == {}
+    said = aot._complaints(*pair[:1], dataclasses.replace(fits, registers=2), {key: old})
+    assert len(said) == 1 and "not of these sources" in said[0]
 
 
 def test_a_triton_without_a_table_is_refused() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from budget import HALVES, check_budget, poison, random
+from budget import HALVES, attention_of, check_budget, poison, random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -55,17 +55,10 @@ def seen_keys(mask: BlockMask, tokens: int, keys: int) -> Tensor:
     return seen
 
 
-def honest(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
-    """Masked softmax attention as it is written in PyTorch, in the dtype of its inputs."""
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    logits = (q @ k.transpose(2, 3) * q.shape[3] ** -0.5).masked_fill(~seen, -math.inf)
-    return (torch.softmax(logits, -1).nan_to_num(0.0) @ v).transpose(1, 2)
-
-
 def check(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, what: str, impl: str = "triton") -> None:
     seen = seen_keys(mask, q.shape[1], k.shape[1])[:, : q.shape[2]]
-    exact = honest(q.double(), k.double(), v.double(), seen)
-    check_budget(sparse_attention(q, k, v, mask, impl=impl), honest(q, k, v, seen), exact, what)
+    exact = attention_of(q.double(), k.double(), v.double(), mask=seen)
+    check_budget(sparse_attention(q, k, v, mask, impl=impl), attention_of(q, k, v, mask=seen), exact, what)
 
 
 def on_chip(monkeypatch: pytest.MonkeyPatch, arch: int, block: int | None = None) -> None:
@@ -91,10 +84,11 @@ def test_triton_within_budget(
     check(*make(tokens, keys, 64, dtype), random_mask(tokens, keys, block), f"{tokens} x {keys}")
 
 
-@pytest.mark.parametrize("impl", ["triton", "gather"])
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("name", ["sink", "outlier", "k mean", "denormals", "zeros"])
-def test_within_budget_of_adversarial_inputs(name: str, impl: str) -> None:
-    q, k, v = make(67, 150, 32, torch.float16)
+def test_within_budget_of_adversarial_inputs(name: str, impl: str, dtype: torch.dtype) -> None:
+    q, k, v = make(67, 150, 32, dtype)
     if name == "sink":
         k[:, 0] = q.mean(1) * 30  # one key takes nearly everything of those who see its block
     elif name == "outlier":
@@ -170,7 +164,7 @@ def test_any_lists_are_masked_attention(
         lengths = torch.randint(1, block + 1, (mask.cols,), generator=torch.Generator().manual_seed(seed)).int()
         mask = BlockMask(mask.indptr, mask.indices, block, mask.cols, lengths)
     seen = seen_keys(mask.check(), tokens, keys)
-    exact = honest(q.double(), k.double(), v.double(), seen)
+    exact = attention_of(q.double(), k.double(), v.double(), mask=seen)
     for impl in ("gather", "reference"):
         found = sparse_attention(q, k, v, mask, impl=impl)
         torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=2e-6)

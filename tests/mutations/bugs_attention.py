@@ -70,6 +70,14 @@ ATTENTION = [
         "logits = following",
         "logits = logits",
     ),
+    Mutation(
+        "attention",
+        "attention/reference.py",
+        _ATT + "test_the_weights_of_the_reference_are_exact_where_logits_are_thousands",
+        "weights from the log of the sum, rounded",
+        "torch.softmax(logits.masked_fill(nothing, 0.0), dim=-1).masked_fill(nothing, 0.0), lse",
+        "torch.exp(logits - lse.masked_fill(nothing[..., 0], 0.0)[..., None]), lse",
+    ),
 ]
 
 _CHUNK = "test_chunk_attention.py::"

@@ -15,6 +15,12 @@ geometry = partial(Mutation, "causal_conv3d", "causal_conv3d/geometry.h")
 CONV_CUDA = [
     ampere(
         f"{WITHIN}[no history-ampere]",
+        "a warp does not wait for what the others copy",
+        "            ops::sync();",
+        "            ",
+    ),
+    ampere(
+        f"{WITHIN}[no history-ampere]",
         "a step's copies not waited for",
         "ops::wait_copies<kStages - 2>()",
         "ops::wait_copies<kStages - 1>()",

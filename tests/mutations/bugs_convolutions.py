@@ -43,12 +43,6 @@ CAUSAL_CONV3D = [
         "(known + time).to(tl.int64) * x_frame",
     ),
     conv(
-        _LAYER % "(40, 24, (3, 3, 3), 0, False)",
-        "channels beyond the last are multiplied",
-        "step < CHANNELS - start, True, CHANNELS % K_TILE > 0",
-        "step < CHANNELS - start, True, False",
-    ),
-    conv(
         _LAYER % "(16, 48, (1, 3, 3), 0, False)",
         "the second part of the output channels takes the weights of the first",
         "n = N_STARTS[part] + tl.arange(0, tl.constexpr(N_PARTS[part]))\n                b_at",

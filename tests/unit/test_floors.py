@@ -109,7 +109,13 @@ def test_kernels_never_import_the_engine() -> None:
     assert wrong == []
 
 
-@pytest.mark.parametrize("third_party", ["transformers", "huggingface_hub", "av", "cv2", "diffusers", "rich", "PIL"])
+@pytest.mark.parametrize(
+    "third_party",
+    [
+        *("transformers", "huggingface_hub", "av", "cv2", "diffusers", "rich", "PIL"),
+        *("onnx", "onnx_ir", "onnxscript", "onnxruntime", "tensorrt", "tensorrt_rtx"),
+    ],
+)
 def test_optional_third_parties_are_imported_inside_functions(third_party: str) -> None:
     wrong = []
     for package in PACKAGES:

@@ -359,8 +359,8 @@ MATRIX_UNITS = {80: "HMMA", 86: "HMMA", 89: "HMMA", 90: "HGMMA", 100: "UTCHMMA",
 TRITON_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
-def _build(arch: int, dtype: str, head_dim: int, cross: bool, describable: bool = True) -> Build:
-    """Self-attention, or cross-attention with a bias, which also gives the log of the sum."""
+def _build(arch: int, dtype: str, head_dim: int, cross: bool, describable: bool = True, lse: bool = True) -> Build:
+    """Self-attention, or cross-attention with a bias, which also gives the log of the sum unless ``lse`` is False."""
     tile = tiles(arch, TRITON_DTYPES[dtype], head_dim, describable)
     block = f"tensordesc<{dtype}[1,{tile.keys},1,{head_dim}]>" if tile.tma else f"*{dtype}"
     pointers = {"q": f"*{dtype}", "k": block, "v": block, "bias": "*fp32", "out": f"*{dtype}", "lse": "*fp32"}
@@ -368,10 +368,12 @@ def _build(arch: int, dtype: str, head_dim: int, cross: bool, describable: bool 
     strides = {f"{x}_{axis}": "i64" for x in ("q", "k", "v", "out") for axis in ("sample", "token", "head")}
     return Build(
         op="attention",
-        case=f"{dtype} {head_dim} {'cross' if cross else 'self'}{'' if describable else ', no TMA'}",
+        case=f"{dtype} {head_dim} {'cross' if cross else 'self'}"
+        + ("" if describable else ", no TMA")
+        + ("" if lse else ", no LSE"),
         kernel=_kernel,
         signature={**pointers, **sizes, **strides},
-        constants=constants(tile, head_dim, cross, cross),
+        constants=constants(tile, head_dim, cross, cross and lse),
         num_warps=tile.warps,
         num_stages=tile.stages,
         archs=(arch,),
@@ -387,6 +389,7 @@ BUILDS = [
         for cross in (False, True)
         for arch in ARCHS
     ),
+    *(_build(arch, "bf16", head_dim, True, lse=False) for head_dim in (64, 128) for arch in ARCHS),
     *(_build(arch, "bf16", head_dim, True) for head_dim in (32, 96, 256) for arch in ARCHS),
     *(_build(arch, "fp32", head_dim, True) for head_dim in (32, 64, 128, 256) for arch in ARCHS),
     *(_build(arch, "bf16", head_dim, True, describable=False) for head_dim in (64, 128) for arch in (90, 100)),

@@ -81,18 +81,23 @@ _EPILOGUES = {
     "residual": Epilogue(gate=NO_GATE, residual=True),
     "gate": Epilogue(gate=SAMPLE_GATE, residual=True),
     "token gate": Epilogue(gate=TOKEN_GATE, residual=True),
+    "gelu erf gate": Epilogue(gelu=2, gate=SAMPLE_GATE, residual=True),
+    "gelu erf token gate": Epilogue(gelu=2, gate=TOKEN_GATE, residual=True),
 }
 
 
 def _builds() -> Iterator[Build]:
-    """All epilogues in bfloat16, for widths that are whole steps (those of every Wan are); the rest once."""
+    """In bfloat16, for widths that are whole steps (those of every Wan are), every epilogue that a model asks for, and
+    the exact GELU with a gate, which takes most of all; the rest once, where it takes most."""
     for name in _EPILOGUES:
-        yield from _build(torch.bfloat16, name)
+        if name != "gelu erf token gate":
+            yield from _build(torch.bfloat16, name)
     for sizes in (tiles.RAGGED, tiles.ODD):
         yield from _build(torch.bfloat16, "gate", sizes)
     for name in ("gelu", "gate"):
         yield from _build(torch.float16, name)
     yield from _build(torch.float32, "gate")
+    yield from _build(torch.float32, "gelu erf token gate", tiles.ODD)
 
 
 def _build(dtype: torch.dtype, name: str, sizes: tuple[int, int] = tiles.WHOLE) -> Iterator[Build]:

@@ -76,13 +76,14 @@ def operands(arch: int, kind: str | None, x_dtype: torch.dtype | None) -> str:
 def tile(arch: int, dot: str, shape: tuple[int, int], blocks: bool, epilogue: Epilogue) -> Tile:
     """The tile for a chip, operands, weight [N, K], scales and epilogue."""
     if any(size % 16 for size in shape):  # bytes come and go one by one, which takes registers
-        return Tile(64, 64, 64, 4, 2)
+        return Tile(64, 64, 64, 4, 2) if dot != "float" else Tile(64, 32, 32, 4, 2)
     if dot == "float":
         return Tile(128, 128, 32, 8, 3)
     step = 64 if dot == "half" else BLOCK
     two_sums = blocks or (dot == "fp8" and keeps_few_bits(arch))
-    # On sm_100 the accumulators come back from tensor memory all at once.
-    if two_sums or epilogue.gate == TOKEN_GATE or (arch == 100 and epilogue.residual):
+    # On sm_100 the accumulators come back from tensor memory all at once; GELU and more after it takes registers.
+    crowded = epilogue.residual and (arch == 100 or epilogue.gelu > 0)
+    if two_sums or crowded or epilogue.gate == TOKEN_GATE:
         return Tile(128, 128, step, 8, 4)
     if (arch == 90 and dot == "half") or (arch == 100 and dot != "int8"):
         return Tile(128, 256, step, 8, 3 if dot == "half" else 4)

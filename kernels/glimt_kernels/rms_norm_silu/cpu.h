@@ -12,9 +12,10 @@ namespace {
 template <bool kBias, bool kSilu>
 void rms_norm_silu_rows_as(const RmsNormSilu& a, int64_t begin, int64_t end) {
     const int64_t channels = a.channels;
-    const float root = std::sqrt(static_cast<float>(channels));
-    const auto finish = [](Vec x, Vec factor, Vec gamma, Vec bias) {
-        Vec y = x * factor * gamma;
+    const double root = std::sqrt(static_cast<double>(channels));
+    // The factor in two floats: rounded to one it would be wrong for a whole row alike.
+    const auto finish = [](Vec x, Vec factor, Vec rest, Vec gamma, Vec bias) {
+        Vec y = times(x, factor, rest) * gamma;
         if (kBias) y += bias;
         return kSilu ? silu(y) : y;
     };
@@ -22,18 +23,20 @@ void rms_norm_silu_rows_as(const RmsNormSilu& a, int64_t begin, int64_t end) {
         const float* x = a.x + row * channels;
         float* out = a.out + row * channels;
         const auto square = [](Vec v) { return v * v; };
-        const float norm = std::sqrt(sum_over(
+        const double norm = std::sqrt(static_cast<double>(sum_over(
             channels, [&](int64_t i) { return square(load(x + i)); },
-            [&](int64_t i, int64_t n) { return square(load_first(x + i, n)); }));
+            [&](int64_t i, int64_t n) { return square(load_first(x + i, n)); })));
         // Not max(norm, eps): a NaN must stay one.
-        const Vec factor = splat(root / (norm < a.eps ? a.eps : norm));
+        const double exact = root / (norm < a.eps ? a.eps : norm);
+        const Vec factor = splat(static_cast<float>(exact));
+        const Vec rest = splat(static_cast<float>(exact - factor[0]));
         int64_t i = 0;
         for (; i + kWidth <= channels; i += kWidth)
-            store(out + i, finish(load(x + i), factor, load(a.gamma + i), kBias ? load(a.bias + i) : Vec{}));
+            store(out + i, finish(load(x + i), factor, rest, load(a.gamma + i), kBias ? load(a.bias + i) : Vec{}));
         if (i < channels) {
             const int64_t n = channels - i;
             const Vec bias = kBias ? load_first(a.bias + i, n) : Vec{};
-            store_first(out + i, finish(load_first(x + i, n), factor, load_first(a.gamma + i, n), bias), n);
+            store_first(out + i, finish(load_first(x + i, n), factor, rest, load_first(a.gamma + i, n), bias), n);
         }
     }
 }

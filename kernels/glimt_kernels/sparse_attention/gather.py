@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from glimt_kernels.attention.call import dtype_of, into
+from glimt_kernels.attention.reference import softmax_lse
 from glimt_kernels.dispatch import Case
 from glimt_kernels.sparse_attention.mask import check_lists
 from glimt_kernels.triton_env import DTYPES
@@ -38,8 +39,7 @@ def _row(
     at = torch.arange(samples)[:, None, None], place, torch.arange(heads)[:, None]
     logits = q.transpose(1, 2).float() @ k[at].float().mT * scale
     logits = logits.masked_fill(~seen.flatten(2)[:, :, None], -torch.inf)
-    lse = torch.logsumexp(logits, -1)
-    weights = torch.exp(logits - lse.masked_fill(lse == -torch.inf, 0.0)[..., None])
+    weights, lse = softmax_lse(logits)
     return (weights @ v[at].float()).transpose(1, 2).to(q.dtype), lse
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from glimt_kernels.attention.reference import softmax_lse
 from glimt_kernels.sparse_attention.mask import dense_mask
 
 
@@ -34,8 +35,7 @@ def sparse_attention_lse(
     seen = token_mask(indptr, indices, lengths, block, q.shape[1], k.shape[1])
     logits = torch.einsum("bnhd,blhd->bhnl", _widen(q), _widen(k)) * scale
     logits = logits.masked_fill(~seen, -torch.inf)
-    lse = torch.logsumexp(logits, dim=-1)
-    weights = torch.exp(logits - lse.masked_fill(lse == -torch.inf, 0.0)[..., None])  # nothing seen: all zero
+    weights, lse = softmax_lse(logits)
     out = torch.einsum("bhnl,blhd->bnhd", weights, _widen(v))
     return out.to(q.dtype), lse
 

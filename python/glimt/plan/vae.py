@@ -177,10 +177,11 @@ def _frame_decode_bytes(config: WanVaeConfig, part: Tile, chunk: int, piece: int
     room = (_HISTORY + 1) * width * area
     for i, level in enumerate(levels):
         box, came, t, n = part.boxes[i], part.came(i), level.factor_t, min(frames, piece)
-        held += frames * level.a * (came.area + (box.area if box != came else 0))
+        cut = frames * level.a * came.area if box != came else 0  # let go of when the tile is cut out of it
+        held += frames * level.a * box.area
         windows += (level.a + (2 * level.blocks - 1) * level.b) * box.area
         room = max(room, (_HISTORY + n) * max(level.a, level.b) * box.area)
-        peak = max(peak, held + 3 * n * level.b * box.area)
+        peak = max(peak, held + cut, held + 3 * n * level.b * box.area)
         if level.out:
             windows += level.b * box.area if t == 2 else 0
             doubled = n * level.b * box.area * (1 + t if t == 2 else 1)

@@ -1,6 +1,7 @@
 // A block of a CUDA kernel on the CPU: each thread is a fiber of its own, switched where it waits for others. Which of
-// those that can run goes on is drawn by lot (a seed a run), so that an order that a kernel only hopes for does not
-// hold; what is asynchronous on the chip happens as late as the kernel allows. Shared memory begins as NaN.
+// those that can run goes on is drawn by lot (a seed a run), and some warps get far ahead of others, so that an order
+// that a kernel only hopes for does not hold; what is asynchronous on the chip happens as late as the kernel allows.
+// Shared memory begins as NaN.
 #pragma once
 
 #include <setjmp.h>
@@ -150,6 +151,7 @@ class Machine {
     std::vector<Fiber> fibers_;
     jmp_buf back_;
     std::mt19937 lot_;
+    unsigned favoured_ = 1;
     const std::function<void()>* kernel_ = nullptr;
     std::string failure_;
 
@@ -174,23 +176,33 @@ class Machine {
         if (_setjmp(me().place) == 0) _longjmp(back_, 1);
     }
 
-    // Every fiber that can run does, beginning anywhere and in steps of any size; how many of them ended.
+    // Some warps, drawn by lot, go on until none of them can; then all one step, and others are drawn. So a warp gets
+    // as far ahead of another as the kernel lets it. How many fibers ended.
     size_t round() {
+        size_t ended = 0;
+        if (pass(favoured_, &ended) > 0) return ended;
+        if (pass(~0u, &ended) == 0)
+            throw Failure("block " + std::to_string(block) + ": every thread waits for another");
+        favoured_ = static_cast<unsigned>(lot_());
+        return ended;
+    }
+
+    // Every fiber of these warps that can run does, beginning anywhere and in steps of any size; how many ran.
+    size_t pass(unsigned which_warps, size_t* ended) {
         const size_t count = fibers_.size(), first = lot_() % count, step = 2 * (lot_() % count) + 1;
-        size_t ended = 0, ran = 0;
+        size_t ran = 0;
         for (size_t i = 0; i < count; ++i) {
             const size_t which = (first + i * coprime(step)) % count;
             Fiber& fiber = fibers_[which];
-            if (fiber.done || !fiber.wait.over()) continue;
+            if (!(which_warps >> which / 32 & 1) || fiber.done || !fiber.wait.over()) continue;
             fiber.wait = {};
             thread = static_cast<int>(which);
             ++ran;
             go_on(fiber);
             if (!failure_.empty()) throw Failure(failure_);
-            ended += fiber.done;
+            *ended += fiber.done;
         }
-        if (ran == 0) throw Failure("block " + std::to_string(block) + ": every thread waits for another");
-        return ended;
+        return ran;
     }
 
     // Block sizes are 2^n or 3 * 2^n.
