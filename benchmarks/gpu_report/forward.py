@@ -27,8 +27,10 @@ from glimt_kernels.bench.timing import Clock, Rates
 from glimt_kernels.bench.workload import error
 
 PART = "forward"
-PROVIDERS = ("glimt", "diffusers", "diffusers compile cudnn")
+OURS, PEERS = ("glimt", "glimt 8-bit"), ("diffusers", "diffusers compile cudnn")
+PROVIDERS = (*OURS, *PEERS)
 WORSE_THAN_PYTORCH, SLACK = 2.0, 1e-5  # the slack is the parity that tests hold float32 to
+LOSSY_ERROR = 0.1  # of eight bits, relative L2: several times what two random layers cost
 LIMIT_S = 5.0  # of timing, after which no further forward begins; three there are
 Run = Callable[[], Tensor]
 
@@ -88,7 +90,7 @@ def compare(
         except torch.OutOfMemoryError as short:
             row = {"absent": f"out of memory: {short}".splitlines()[0][:200], "wrong": False}
         except Exception as failed:  # noqa: BLE001 (whoever breaks is a row, not the end of the report)
-            row = {"refused": brief(failed), "wrong": provider == "glimt"}
+            row = {"refused": brief(failed), "wrong": provider in OURS}
             try:
                 raise_if_lost(provider, failed)
             except DeviceLostError as lost:
@@ -142,9 +144,10 @@ def judge(case: Case, provider: str, dtype: torch.dtype, device: torch.device) -
         honest = error([_glimt(case, weights, dtype, device)()], exact).relative_l2
     found = error([make(provider, case, weights, dtype, device)()], exact).relative_l2
     row: Row = {"honest_l2": honest, "relative_l2": found, "wrong": False}
-    if not found <= max(WORSE_THAN_PYTORCH * honest, SLACK):
+    limit = LOSSY_ERROR if provider == "glimt 8-bit" else WORSE_THAN_PYTORCH * honest
+    if not found <= max(limit, SLACK):
         row["refused"] = f"relative L2 error {found:.2e}, plain PyTorch's is {honest:.2e}"
-        row["wrong"] = provider == "glimt"
+        row["wrong"] = provider in OURS
     return row
 
 
@@ -174,7 +177,7 @@ def _inputs(case: Case, dtype: torch.dtype, device: torch.device) -> tuple[Tenso
 
 def absence(provider: str, device: torch.device) -> str:
     """Why ``provider`` cannot run here; "" if it can."""
-    if provider != "glimt" and importlib.util.find_spec("diffusers") is None:
+    if provider in PEERS and importlib.util.find_spec("diffusers") is None:
         return "diffusers is not installed: pip install diffusers"
     if provider == "diffusers compile cudnn" and device.type != "cuda":
         return "cuDNN's attention needs a CUDA device"
@@ -183,17 +186,33 @@ def absence(provider: str, device: torch.device) -> str:
 
 def make(provider: str, case: Case, weights: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device) -> Run:
     """The call of one forward."""
-    makers = {"glimt": _glimt, "diffusers": _diffusers, "diffusers compile cudnn": _compiled}
+    makers = {"glimt": _glimt, "glimt 8-bit": _glimt_8bit, "diffusers": _diffusers, PEERS[1]: _compiled}
     return makers[provider](case, weights, dtype, device)
 
 
 def _glimt(case: Case, weights: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device) -> Run:
     """As the engine calls it."""
+    model = _model(case, weights)
+    if device.type == "cuda":
+        model.fuse()
+    return _forward(model, case, dtype, device)
+
+
+def _glimt_8bit(case: Case, weights: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device) -> Run:
+    """As the engine calls it with ``precision="int8"``."""
+    model = _model(case, weights)
+    model.quantize("int8")
+    return _forward(model, case, dtype, device)
+
+
+def _model(case: Case, weights: Mapping[str, Tensor]) -> WanTransformer:
     with torch.device("meta"):
         model = WanTransformer(case.config)
     model.load_state_dict(dict(weights), assign=True)
-    if device.type == "cuda":
-        model.fuse()
+    return model
+
+
+def _forward(model: WanTransformer, case: Case, dtype: torch.dtype, device: torch.device) -> Run:
     latents, timestep, text = _inputs(case, dtype, device)
     context = model.prepare_text(fold_padding(text))
     time = model.prepare_time(timestep).at(torch.zeros(1, 1, dtype=torch.long, device=device))

@@ -72,4 +72,4 @@ def _ending(code: int) -> str:
 
 def _blamed(attempt: Row, reason: str) -> Row:
     """A peer that breaks is no fault of glimt's."""
-    return {**attempt, "refused": reason, "lost": True, "wrong": attempt["provider"] not in forward.PROVIDERS[1:]}
+    return {**attempt, "refused": reason, "lost": True, "wrong": attempt["provider"] not in forward.PEERS}

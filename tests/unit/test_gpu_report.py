@@ -213,7 +213,7 @@ def test_missing_peers_are_rows_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forward.importlib.util, "find_spec", lambda name: None)
     case = forward.TINY["tiny"]
     assert "relative_l2" in forward.judge(case, "glimt", torch.float32, CPU)
-    for name in forward.PROVIDERS[1:]:
+    for name in forward.PEERS:
         assert "pip install diffusers" in forward.judge(case, name, torch.float32, CPU)["absent"]
 
 
