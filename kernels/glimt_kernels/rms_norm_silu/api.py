@@ -57,11 +57,8 @@ def _fake(x: Tensor, gamma: Tensor, bias: Tensor | None, silu: bool, eps: float)
     return torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
 
-def _reference(
-    x: Tensor, gamma: Tensor, bias: Tensor | None, silu: bool, eps: float, out: Tensor | None = None
-) -> Tensor:
-    result = reference.rms_norm_silu(x, gamma, bias, silu, eps)
-    return result.contiguous() if out is None else out.copy_(result)
+def _reference(x: Tensor, gamma: Tensor, bias: Tensor | None, silu: bool, eps: float) -> Tensor:
+    return reference.rms_norm_silu(x, gamma, bias, silu, eps).contiguous()
 
 
 def _sizes(x: Tensor, *rest: object) -> tuple[int, ...]:

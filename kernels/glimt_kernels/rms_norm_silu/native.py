@@ -7,6 +7,7 @@ from torch import Tensor
 
 from glimt_kernels.native import cpu_float32_reasons as reasons
 from glimt_kernels.native import lib
+from glimt_kernels.outputs import place
 
 __all__ = ["reasons", "rms_norm_silu"]
 
@@ -16,7 +17,7 @@ def rms_norm_silu(
 ) -> Tensor:
     x, gamma = x.contiguous(), gamma.contiguous()
     bias = bias.contiguous() if bias is not None else None
-    out = torch.empty_like(x) if out is None else out
+    out = place(out, x.shape, x.dtype, x.device)
     channels = gamma.shape[0]
     lib.rms_norm_silu(
         x.data_ptr(),

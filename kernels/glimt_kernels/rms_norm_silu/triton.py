@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from glimt_kernels.outputs import place
 from glimt_kernels.triton_env import Build, jit, last_together, on_device_of, power_of_2, tl
 
 
@@ -41,19 +42,24 @@ def _kernel(
     if PIECE * PARTS > WIDTH:
         inside = inside & (column < WIDTH)[None, :]
     at = x + row[:, None] * x_row + column[None, :]
+    # One rounding of a row's factor is wrong for the whole row alike, which float32 would show: it takes float64 there.
+    WIDE: tl.constexpr = x.dtype.element_ty == tl.float32
+    WORKING: tl.constexpr = tl.float64 if WIDE else tl.float32
     pieces = ()
-    total = tl.zeros([ROWS], tl.float32)
+    total = tl.zeros([ROWS], WORKING)
     for part in tl.static_range(PARTS):
         value = tl.load(at + part * PIECE, mask=inside, other=0.0).to(tl.float32)
         pieces = pieces + (value,)  # type: ignore[assignment]  # noqa: RUF005
-        total += tl.sum(value * value, 1)
+        total += tl.sum(value.to(WORKING) * value, 1)
     norm = tl.sqrt(total)
     # Not the maximum of both: a NaN must stay one.
-    factor = (root / tl.where(norm < eps, eps, norm))[:, None]
+    over = tl.sqrt(tl.full([ROWS], WIDTH, WORKING)) if WIDE else root
+    factor = (over / tl.where(norm < eps, eps, norm))[:, None]
     to = out + row[:, None] * WIDTH + column[None, :]
     for part in tl.static_range(PARTS):
         channel = part * PIECE + column
-        y = pieces[part] * factor * tl.load(gamma + channel, mask=channel < WIDTH, other=0.0).to(tl.float32)[None, :]
+        weight = tl.load(gamma + channel, mask=channel < WIDTH, other=0.0).to(WORKING)
+        y = (pieces[part] * factor * weight[None, :]).to(tl.float32)
         if BIASED:
             y += tl.load(bias + channel, mask=channel < WIDTH, other=0.0).to(tl.float32)[None, :]
         if SILU:
@@ -67,20 +73,21 @@ def pieces(width: int) -> tuple[int, int]:
     return (piece, width // piece) if piece >= 16 and width <= 5 * piece else (power_of_2(width), 1)
 
 
-def launch(width: int) -> dict[str, Any]:
-    """The constants of a row's width: with four warps, eight elements of each piece a thread."""
+def launch(width: int, dtype: torch.dtype) -> dict[str, Any]:
+    """The constants of a row's width: with four warps, eight elements of each piece a thread, of float32 four."""
     piece, parts = pieces(width)
-    return {"WIDTH": width, "ROWS": max(1, 1024 // piece), "PIECE": piece, "PARTS": parts}
+    elements = 512 if dtype == torch.float32 else 1024
+    return {"WIDTH": width, "ROWS": max(1, elements // piece), "PIECE": piece, "PARTS": parts}
 
 
 def rms_norm_silu(
     x: Tensor, gamma: Tensor, bias: Tensor | None, silu: bool, eps: float, out: Tensor | None = None
 ) -> Tensor:
     width = x.shape[-1]
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device) if out is None else out
+    out = place(out, x.shape, x.dtype, x.device)
     if out.numel():
         rows = last_together(x.reshape(-1, width))
-        constants = launch(width)
+        constants = launch(width, x.dtype)
         with on_device_of(x):
             _kernel[(-(-rows.shape[0] // constants["ROWS"]),)](
                 rows,
@@ -101,13 +108,18 @@ def rms_norm_silu(
 def _build(width: int, dtype: str = "bf16", *, biased: bool = False, silu: bool = True) -> Build:
     """Gammas in the dtype of x, as a VAE in half precision has them."""
     pointers = dict.fromkeys(("x", "gamma", "bias", "out"), f"*{dtype}")
+    constants = launch(width, torch.float32 if dtype == "fp32" else torch.bfloat16)
     words = (dtype, str(width), "bias" if biased else "", "" if silu else "without SiLU")
     return Build(
         op="rms_norm_silu",
         case=" ".join(word for word in words if word),
         kernel=_kernel,
         signature={**pointers, "rows": "i32", "x_row": "i64", "root": "fp32", "eps": "fp32"},
-        constants={**launch(width), "BIASED": biased, "SILU": silu},
+        constants={
+            **launch(width, torch.float32 if dtype == "fp32" else torch.bfloat16),
+            "BIASED": biased,
+            "SILU": silu,
+        },
         wide=True,
     )
 
