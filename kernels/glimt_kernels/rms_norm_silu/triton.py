@@ -115,11 +115,7 @@ def _build(width: int, dtype: str = "bf16", *, biased: bool = False, silu: bool 
         case=" ".join(word for word in words if word),
         kernel=_kernel,
         signature={**pointers, "rows": "i32", "x_row": "i64", "root": "fp32", "eps": "fp32"},
-        constants={
-            **launch(width, torch.float32 if dtype == "fp32" else torch.bfloat16),
-            "BIASED": biased,
-            "SILU": silu,
-        },
+        constants={**constants, "BIASED": biased, "SILU": silu},
         wide=True,
     )
 
