@@ -108,6 +108,7 @@ _OPTIONS = {
     **{name: f"--{name.replace('_', '-')}" for name in ("fps", "crf", "seed", "solver", "shift", "image")},
     **{name: f"--{name.replace('_', '-')}" for name in ("op", "shapes", "repeats", "out", "provider_file")},
     **{name: f"--{name.replace('_', '-')}" for name in ("last_image", "preview_every", "device", "dtype", "quality")},
+    **{name: f"--{name.replace('_', '-')}" for name in ("preview", "decoder", "tiny_decoder")},
 }
 
 

@@ -6,36 +6,38 @@ The estimates of seconds rest on a few matrix products that are run and timed on
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from glimt import memory, profile
 from glimt.config import EngineConfig
 from glimt.errors import RequestError
+from glimt.models.taehv.config import TinyConfig
 from glimt.models.wan.config import WanTransformerConfig, WanVaeConfig
 from glimt.models.zoo import ModelCard
 from glimt.plan.floor import ForwardPlan, device_name, forward_plan
-from glimt.plan.vae import DecodePlan, encode_bytes, plan_decode, stills_bytes
+from glimt.plan.ops import all_choices, vae_ops
+from glimt.plan.previews import FIT_CLIPS, PreviewPlan, fit_grids, plan_preview, plan_tiny_decode, tiny_problems
+from glimt.plan.vae import DecodePlan, encode_bytes, plan_decode
 from glimt.plan.value import GenerationPlan, OpChoice, StagePlan
 from glimt.request import GenerateRequest, ResolvedRequest
 from glimt.sampling import schedule as schedules
 from glimt.sampling.guidance import StepGuidance, plan_guidance
-from glimt.shapes import PixelGrid
+from glimt.shapes import LatentGrid, PixelGrid
 
 if TYPE_CHECKING:
     from glimt.models.text import TokenizedPrompt
     from glimt.weights.folder import CheckpointFolder
-    from glimt_kernels import Case
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 EXPERTS = ("transformer", "transformer_2")  # for high noise, for low
 _NETWORKS = {
     "text": ("text_encoder",),
     "image": ("image_encoder", "vae"),
+    "preview": ("vae",),
     "denoise": EXPERTS,
-    "decode": ("vae",),
 }
 
 
@@ -94,6 +96,12 @@ class Planner:
         return WanVaeConfig.from_dict(self.folder.component("vae").config)
 
     @cached_property
+    def tiny(self) -> TinyConfig | None:
+        """The tiny decoder, where there is one."""
+        part = self.folder.components.get("tiny_decoder")
+        return None if part is None else TinyConfig.from_dict(part.config)
+
+    @cached_property
     def text_encoder(self) -> Mapping[str, Any]:
         return self.folder.component("text_encoder").config
 
@@ -118,7 +126,7 @@ class Planner:
 
         case = Case(self.device.partition(":")[0], getattr(torch, self.dtype))
         with references_only(self.config.quality == "exact"):
-            choices = _choices(case)
+            choices = all_choices(case)
         passed_over = [line for choice in choices for line in choice.passed_over]
         if self.config.strict and passed_over:
             raise RequestError(*(f"strict: {line}" for line in passed_over))
@@ -183,7 +191,7 @@ class Planner:
             dtype=self.dtype,
             backend=self.config.backend,
             quality=self.config.quality,
-            ops=self.ops,
+            ops=work.ops(),
             stages=stages,
             forward=work.forward(),
             rate_source=source,
@@ -193,6 +201,7 @@ class Planner:
             would_fit=work.would_fit(stages, budget.limit_bytes),
             least_bytes=work.least_bytes(),
             decode=decode,
+            preview=work.preview(asked.latent_grid(self.card)),
             known_frames=self.card.expand_timesteps,
             notes=(*_notes(asked, work.prompts), *([decode.note] if decode.note else [])),
         )
@@ -206,6 +215,7 @@ class Planner:
         """What the checkpoint's schedule and its transformer's positions have against a request's values."""
         solver, steps, shift = (values[name] for name in ("solver", "num_inference_steps", "shift"))
         yield from schedules.problems(solver, steps, shift, self.schedule_spec)
+        yield from tiny_problems(values, self.card.name, self.tiny, self.config.quality)
         (patch_t, patch_y, patch_x), limit = self.card.patch, self.transformer.rope_max_seq_len
         scale_t, scale_s = self.card.scale_factor_temporal, self.card.scale_factor_spatial
         pixels = (("num_frames", scale_t * patch_t), ("height", scale_s * patch_y), ("width", scale_s * patch_x))
@@ -263,9 +273,38 @@ class _Work:
         found = {"text": len(self.prompts) * profile.text_encoder_flops(planner.text_encoder, tokens)}
         if asked.image is not None:
             found["image"] = profile.vae_encode_flops(planner.vae, self._encoded(asked.pixel_grid()))
+        preview = self.preview(asked.latent_grid(planner.card))
+        if preview is not None and preview.by == "linear":
+            cells, pixels = fit_grids(planner.vae)
+            each = profile.vae_encode_flops(planner.vae, pixels) + profile.vae_decode_flops(planner.vae, cells)
+            found["preview"] = FIT_CLIPS * each
         found["denoise"] = count * forwards * forward + (count if staged else 1) * contexts
         found["decode"] = count * self.decoding(asked.pixel_grid(), staged=staged).flops
         return found
+
+    @property
+    def tiny(self) -> TinyConfig | None:
+        """The tiny decoder, if it makes the frames."""
+        return self.planner.tiny if self.asked.decoder == "tiny" else None
+
+    def preview(self, latents: LatentGrid) -> PreviewPlan | None:
+        """What previews of a clip of these latents are; ``None`` where none are asked for."""
+        planner, asked = self.planner, self.asked
+        if not asked.preview_every:
+            return None
+        forwards = min(1 if step.scale is None else 2 for step in self.guidance)
+        forward = profile.transformer_flops(
+            planner.transformer, latents.tokens(planner.card.patch), self.text_tokens, self.image_tokens
+        )
+        item = ITEM_BYTES[planner.dtype]
+        return plan_preview(asked.preview, planner.tiny, planner.vae, latents, forwards * forward, item)
+
+    def ops(self) -> tuple[OpChoice, ...]:
+        """The implementations of the ops that this request calls."""
+        if any("vae" in self.networks(stage) for stage in self.flops(staged=False)):
+            return self.planner.ops
+        only_vae = vae_ops(self.planner.device, self.planner.dtype)
+        return tuple(choice for choice in self.planner.ops if choice.op not in only_vae)
 
     def _encoded(self, clip: PixelGrid) -> PixelGrid:
         """The clip that is encoded as a condition: one frame, or all of it."""
@@ -280,23 +319,33 @@ class _Work:
         if self.asked.image is not None:
             found["image"] = encode_bytes(planner.vae, self._encoded(clip), item, by_frames=planner.by_frames)
         networks = 1 if staged else self.experts
+        preview = self.preview(latents)
+        if preview is not None and preview.by == "linear":
+            _, pixels = fit_grids(planner.vae)
+            decoding = planner.plan_decode(pixels, None).peak_bytes
+            found["preview"] = max(encode_bytes(planner.vae, pixels, item, by_frames=planner.by_frames), decoding)
         found["denoise"] = memory.denoise_bytes(
             planner.transformer, latents, tokens, card.text_tokens, len(self.prompts), item, networks
         )
-        if self.asked.preview_every:
-            found["denoise"] += stills_bytes(planner.vae, latents, item, by_frames=planner.by_frames)
+        found["denoise"] += preview.peak_bytes if preview is not None else 0
         found["decode"] = self.decoding(clip, staged=staged).peak_bytes
         return found
 
     def decoding(self, clip: PixelGrid, *, staged: bool) -> DecodePlan:
-        """Whole pictures where components stay in memory; else what fits beside the VAE's weights."""
+        """Whole pictures where components stay in memory or the decoder is tiny; else what fits beside the VAE."""
+        if self.tiny is not None:
+            latents = clip.latents(self.planner.card.z_dim, self.tiny.scale_t, self.tiny.scale_s)
+            return plan_tiny_decode(self.tiny, latents, ITEM_BYTES[self.planner.dtype])
         weights = sum(self.planner.weights_bytes[name] for name in self.networks("decode"))
         return self.planner.plan_decode(clip, self.limit_bytes - weights if staged else None)
 
     def networks(self, stage: str) -> tuple[str, ...]:
         """The components with weights that a stage runs."""
-        previews = ("vae",) if stage == "denoise" and self.asked.preview_every else ()
-        return tuple(name for name in (*_NETWORKS[stage], *previews) if name in self.planner.weights_bytes)
+        names = _NETWORKS[stage] if stage != "decode" else ("tiny_decoder" if self.tiny is not None else "vae",)
+        if stage == "denoise":
+            preview = self.preview(self.asked.latent_grid(self.planner.card))
+            names = (*names, "tiny_decoder") if preview is not None and preview.by == "tiny" else names
+        return tuple(name for name in names if name in self.planner.weights_bytes)
 
     def peaks(self, clip: PixelGrid, *, staged: bool) -> dict[str, int]:
         """Bytes of each stage: all weights, or only its own, and its activations."""
@@ -331,63 +380,6 @@ class _Work:
 
     def _least(self, clip: PixelGrid) -> int:
         return max(self.peaks(clip, staged=True).values())
-
-
-def _choices(case: Case) -> tuple[OpChoice, ...]:
-    """What runs each op that the networks call for ``case``, as they say themselves."""
-    import torch
-
-    from glimt.models.wan import transformer, vae_ops
-    from glimt_kernels import wants_references
-    from glimt_kernels.linear import onednn
-
-    name, reasons = onednn.library(case)
-    passed_over = tuple(f"convolution: onednn cannot run here: {reason}" for reason in reasons)
-    linear = OpChoice("linear", "aten") if wants_references() else _choice("linear", _linear_cases(case))
-    choices = [linear, OpChoice("convolution", name, passed_over)]
-    wanted = dict.fromkeys((*transformer.kernels_used(), *vae_ops.kernels_used(case)), case)
-    wanted["frames_to_uint8"] = case._replace(dtype=torch.float32)  # pixels are float32 whatever made them
-    for op, its_case in wanted.items():
-        choice = _choice(op, [its_case])
-        choices.append(replace(choice, passed_over=()) if wants_references() else choice)
-    return tuple(choices)
-
-
-def _linear_cases(case: Case) -> list[Case]:
-    """A product alone, and one that adds a gated residual: on a GPU one may run by a library and the other not."""
-    from glimt_kernels.linear.call import DTYPES, Call
-
-    plain = Call(dtype=DTYPES.index(case.dtype)) if case.dtype in DTYPES else Call()
-    return [case._replace(sizes=call) for call in (plain, plain._replace(gate=1, residual=1))]
-
-
-def _choice(op: str, cases: Sequence[Case]) -> OpChoice:
-    """What is chosen for calls of an op, joined where it is not the same, and what stands before it that cannot run.
-
-    An implementation for another kind of device or dtype is not passed over: it was never meant for this one; nor is
-    one that lets a better one go first.
-    """
-    from glimt_kernels.dispatch import candidates, select, unsupported_reasons
-
-    impls: dict[str, None] = {}
-    passed: dict[str, None] = {}
-    for case in cases:
-        chosen = select(op, case)
-        impls[chosen.impl] = None
-        for candidate in candidates(op)[: candidates(op).index(chosen)]:
-            why = unsupported_reasons(candidate, case)
-            if why and candidate.impl in _meant_for(case):
-                passed[f"{op}: {candidate.impl} cannot run here: {'; '.join(why)}"] = None
-    return OpChoice(op, " + ".join(impls), tuple(passed))
-
-
-def _meant_for(case: Case) -> tuple[str, ...]:
-    """Implementations that are made for such a device and dtype."""
-    import torch
-
-    if case.device != "cpu":
-        return ("cuda", "triton")
-    return ("native", "onednn") if case.dtype == torch.float32 else ()
 
 
 def _notes(asked: ResolvedRequest, prompts: Mapping[str, TokenizedPrompt]) -> Iterator[str]:
