@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +99,14 @@ def test_previews_after_a_third_of_the_steps_are_like_the_clip_and_cost_little(
     assert np.corrcoef(preview.ravel(), small.ravel())[0, 1] >= 0.8
     assert engine.plan(request).preview.share <= 0.02  # type: ignore[union-attr]
     assert min(taken_s) <= 0.02 * denoise_s / 20
+
+
+def test_its_tiny_decoder_gives_nearly_what_the_full_one_gives() -> None:
+    request = GenerateRequest(PROMPT, NEGATIVE, seed=SEED, **SMALL)
+    with Engine.load(device="cpu", quality="lossy") as lossy:
+        full, tiny = (lossy.generate(replace(request, decoder=name)).frames for name in ("vae", "tiny"))
+    error = ((full.astype(np.float64) - tiny) ** 2).mean()
+    assert 20 <= 10 * np.log10(255**2 / error) <= 60
 
 
 def test_needs_no_compiler_and_no_model_library() -> None:
