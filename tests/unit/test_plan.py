@@ -55,7 +55,7 @@ class MostAlive(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         for tensor in out if isinstance(out, (list, tuple)) else [out]:
-            if isinstance(tensor, torch.Tensor) and id(tensor) not in self._tensors:
+            if isinstance(tensor, torch.Tensor) and not tensor.is_mkldnn and id(tensor) not in self._tensors:
                 self._watch(tensor)
         self.most = max(self.most, self.now)
         return out
