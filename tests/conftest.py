@@ -13,6 +13,7 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["GLIMT_TUNED"] = "off"  # what was tuned on this machine is not what is tested
+os.environ["GLIMT_PREVIEWS"] = "off"  # nor are maps that were fitted here before
 if not Path("/dev/nvidiactl").exists():  # asking PyTorch would import Triton before the variable is set
     os.environ.setdefault("TRITON_INTERPRET", "1")
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from glimt.errors import RequestError
 from glimt.images import check_image
-from glimt.request import MAX_SEED, SOLVERS, Card, Further, GenerateRequest, ResolvedRequest
+from glimt.request import DECODERS, MAX_SEED, PREVIEWS, SOLVERS, Card, Further, GenerateRequest, ResolvedRequest
 from glimt.shapes import LatentGrid, PixelGrid, nearest_sizes, round_frames
 from glimt.suggest import did_you_mean
 
@@ -41,7 +41,7 @@ def check_request(request: GenerateRequest, card: Card, further: Further) -> Res
         *_text_problems(values),
         *_shape_problems(values, card),
         *_number_problems(values),
-        *_solver_problems(values["solver"]),
+        *_choice_problems(values),
         *_expert_problems(values, card),
         *_image_problems(values, card),
     ]
@@ -68,7 +68,7 @@ def check_without_model(request: GenerateRequest) -> None:
     problems = [
         *_least_problems(values),
         *_number_problems(values),
-        *_solver_problems(values["solver"]),
+        *_choice_problems(values),
         *_picture_problems(values),
     ]
     problems = [problem for problem in problems if values[problem.partition(":")[0]] is not None]
@@ -165,10 +165,12 @@ def _shift_problems(shift: Any, solver: object) -> Iterator[str]:
         yield f"shift: {shift!r} does not apply to solver 'rcm', whose times are fixed; leave it out"
 
 
-def _solver_problems(solver: object) -> Iterator[str]:
-    if solver not in SOLVERS:
-        near = did_you_mean(solver, SOLVERS) if isinstance(solver, str) else ""
-        yield f"solver: {solver!r} is not one of {', '.join(map(repr, SOLVERS))}{near}"
+def _choice_problems(values: dict[str, Any]) -> Iterator[str]:
+    for name, choices in (("solver", SOLVERS), ("preview", PREVIEWS), ("decoder", DECODERS)):
+        value = values[name]
+        if not isinstance(value, str) or value not in choices:
+            near = did_you_mean(value, choices) if isinstance(value, str) else ""
+            yield f"{name}: {value!r} is not one of {', '.join(map(repr, choices))}{near}"
 
 
 def _expert_problems(values: dict[str, Any], card: Card) -> Iterator[str]:

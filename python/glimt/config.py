@@ -29,11 +29,14 @@ class EngineConfig:
         backend: how modules are run.
         quality: the loosest class of optimization allowed: ``exact`` (the bits of PyTorch's own operations in their
             plain form: nothing fused, folded or reordered), ``equivalent`` (within the numerics budget) or ``lossy``
-            (may change the picture: allows ``precision``, and runs all else as ``equivalent``).
+            (may change the picture: allows ``precision``, and requests with ``decoder="tiny"``, and runs all else as
+            ``equivalent``).
         memory_budget_bytes: the most memory a request may be planned to need; ``None`` is what the machine has free.
         strict: a fallback to another implementation is an error, not a note in the report.
         offline: ``True`` never touches the network, ``None`` follows ``HF_HUB_OFFLINE``.
         allow_pickle: accept checkpoints stored as pickles, which can run code of whoever wrote them.
+        tiny_decoder: file of a tiny decoder of the TAEHV form, such as the published ``taew2_1.safetensors``, for
+            previews and ``decoder="tiny"``; ``None`` is the checkpoint's own, if it has one.
 
     Raises:
         RequestError: naming every field that is wrong.
@@ -48,6 +51,7 @@ class EngineConfig:
     strict: bool = False
     offline: bool | None = None
     allow_pickle: bool = False
+    tiny_decoder: str | None = None
 
     def __post_init__(self) -> None:
         problems = [problem for problem in self._problems() if problem]
@@ -77,6 +81,7 @@ class EngineConfig:
             _check_flag("strict", self.strict),
             "" if self.offline is None else _check_flag("offline", self.offline),
             _check_flag("allow_pickle", self.allow_pickle),
+            _check_path("tiny_decoder", self.tiny_decoder),
         ]
 
 
@@ -107,6 +112,14 @@ def _check_budget(value: object) -> str:
     if value is None or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
         return ""
     return f"memory_budget_bytes: {value!r} is not a positive whole number of bytes (or None for what is free)"
+
+
+def _check_path(field: str, value: object) -> str:
+    return (
+        ""
+        if value is None or (isinstance(value, str) and value)
+        else f"{field}: {value!r} is no path as text (or None)"
+    )
 
 
 def _check_flag(field: str, value: object) -> str:

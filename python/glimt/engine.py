@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 from collections.abc import Generator, Iterable, Sequence
 from functools import cached_property
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -37,6 +38,7 @@ from glimt.report import Provenance, RunReport, VideoResult, frames_sha256
 from glimt.request import GenerateRequest, ResolvedRequest
 from glimt.shapes import PixelGrid
 from glimt.weights.hub import open_model
+from glimt.weights.tiny import with_tiny
 from glimt_kernels import references_only
 
 Request = GenerateRequest | ResolvedRequest
@@ -89,6 +91,8 @@ class Engine:
         """As :meth:`load`, but reads configs and headers only, which is enough to plan; weights follow when needed."""
         settings = (config or EngineConfig()).override(**overrides)
         folder = open_model(model, base=base, offline=settings.offline, allow_pickle=settings.allow_pickle)
+        if settings.tiny_decoder is not None:
+            folder = with_tiny(folder, Path(settings.tiny_decoder).expanduser(), allow_pickle=settings.allow_pickle)
         planner = Planner.of(folder, settings)
         made = Components(
             folder,
@@ -129,7 +133,7 @@ class Engine:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256, in hex, over everything the checkpoint is made of. Reads every byte once."""
+        """SHA-256, in hex, over everything the checkpoint is made of but a tiny decoder. Reads every byte once."""
         return self._planner.folder.digest()
 
     def plan(self, request: Request) -> GenerationPlan:
@@ -278,10 +282,11 @@ class Engine:
     def _provenance(
         self, plan: GenerationPlan, implementations: dict[str, str], digests: tuple[str, ...] = ()
     ) -> Provenance:
+        folder, tiny = self._planner.folder, plan.request.decoder == "tiny"
         return Provenance(
             model=plan.model,
-            model_digest=self.digest,
-            origin=self._planner.folder.origin,
+            model_digest=folder.digest(tiny=tiny),
+            origin=folder.origin,
             request=plan.request,
             config=self.config.to_dict(),
             device=plan.device,
@@ -289,5 +294,5 @@ class Engine:
             implementations=implementations,
             notes=plan.notes,
             frames_sha256=digests,
-            components={name: part.digest() for name, part in self._planner.folder.components.items()},
+            components=folder.digests(tiny=tiny),
         )

@@ -25,8 +25,8 @@ from glimt.shapes import LatentGrid, PixelGrid, TokenGrid
 
 # Share of the machine's matrix-product rate that each kind of stage reaches, and seconds it takes however small it is:
 # rounded, from networks of the bundled model's size on one CPU core. The report of a run says what it really took.
-_EFFICIENCY = {"text": 0.3, "image": 0.6, "denoise": 0.5, "decode": 0.75}
-_FIXED_S = {"text": 0.01, "image": 0.01, "denoise": 0.0, "decode": 0.0}
+_EFFICIENCY = {"text": 0.3, "image": 0.6, "preview": 0.6, "denoise": 0.5, "decode": 0.75}
+_FIXED_S = {"text": 0.01, "image": 0.01, "preview": 0.01, "denoise": 0.0, "decode": 0.0}
 
 
 def transformer_flops(config: WanTransformerConfig, grid: TokenGrid, text_tokens: int, image_tokens: int = 0) -> int:
@@ -221,5 +221,5 @@ def _wait(device: str) -> None:
 
 
 def estimated_seconds(stage: str, flops: int, rate: Rate) -> float:
-    """Seconds a stage of ``flops`` should take at ``rate``; ``stage`` is text, image, denoise or decode."""
+    """Seconds a stage of ``flops`` should take at ``rate``; ``stage`` is text, image, preview, denoise or decode."""
     return _FIXED_S[stage] + flops / (rate.flops_per_s * _EFFICIENCY[stage])

@@ -33,7 +33,7 @@ class StageReport:
     """One stage as it went, beside what the plan said.
 
     Attributes:
-        name: text, image, denoise or decode; summed over variants.
+        name: text, image, preview, denoise or decode; summed over variants.
         ms: wall time spent in the stage itself, not in whoever consumed its events.
         planned_s: seconds the plan estimated.
         peak_bytes: the most memory in use during the stage: resident memory of the process on a CPU, allocated device
@@ -64,10 +64,12 @@ class RunReport:
         peak_rss_bytes: the most resident memory the process has had, not only in this request.
         implementations: which implementation of each op ran, as each call chose it; previews, which are decoded when a
             consumer asks for them, apart.
-        decode: chunks and tiles of decoding, in words.
+        decode: what made the frames, and in what chunks and tiles, in words.
         fallbacks: implementations that were passed over, each with its reasons.
         notes: what the caller should know, such as how a prompt was cut.
         ops: of each op that ran, on which device, chip and dtypes, and why its other implementations did not.
+        decoder: what made the frames, ``vae`` or ``tiny`` (class lossy).
+        previews: what made previews, and where that came from; "" where none were asked for.
     """
 
     stages: tuple[StageReport, ...]
@@ -78,6 +80,8 @@ class RunReport:
     fallbacks: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     ops: tuple[OpChoice, ...] = ()
+    decoder: str = "vae"
+    previews: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -92,6 +96,7 @@ class RunReport:
             f"{'whole':<8} {self.total_ms / 1000:8.2f} s  peak {self.peak_rss_bytes / _MEGABYTE:.0f} MB resident"
         )
         rows += [f"decode    {self.decode}"] if self.decode else []
+        rows += [f"previews  {self.previews}"] if self.previews else []
         rows += [f"fallback  {line}" for line in self.fallbacks] + [f"note      {line}" for line in self.notes]
         return "\n".join(rows)
 

@@ -17,6 +17,8 @@ from glimt.suggest import checked_keywords, unknown_names
 
 Further = Callable[[Mapping[str, Any]], Iterable[str]]
 SOLVERS = ("unipc", "euler", "dmd", "rcm")
+DECODERS = ("vae", "tiny")
+PREVIEWS = ("auto", "tiny", "linear")
 MAX_SEED = 2**63 - 1
 
 
@@ -83,6 +85,9 @@ class GenerateRequest:
             [H, W, 3] of uint8 or of floats in [0, 1]. Arrays are copied: later changes to them have no effect.
         num_videos_per_prompt: how many variants, 1 to 1000.
         preview_every: offer a preview every so many steps; 0 never.
+        preview: what makes previews: ``tiny`` is the tiny decoder, ``linear`` a linear map from latents to pixels,
+            ``auto`` the tiny decoder where there is one that costs at most 2 % of a step, else the map.
+        decoder: what makes the frames: ``vae``, or ``tiny``, which is faster and changes the picture (class lossy).
     """
 
     prompt: str
@@ -101,6 +106,8 @@ class GenerateRequest:
     last_image: Any = None
     num_videos_per_prompt: int = 1
     preview_every: int = 0
+    preview: str = "auto"
+    decoder: str = "vae"
 
     def __post_init__(self) -> None:
         for name in ("image", "last_image"):
@@ -175,6 +182,8 @@ class ResolvedRequest:
     last_image: ImageSource | None
     num_videos_per_prompt: int
     preview_every: int
+    preview: str
+    decoder: str
 
     @property
     def seeds(self) -> tuple[int, ...]:

@@ -164,6 +164,20 @@ def pipeline(variant: str, shift: float = 3.0) -> Any:
     return made
 
 
+def tiny_decoder(variant: str, seed: int = 7) -> Path:
+    """A published-form tiny decoder with random weights for the latents of one of ``VARIANTS``; a safetensors file."""
+    from safetensors.torch import save_file
+
+    from models.published_taehv import Form, published
+
+    patch, channels = (2, 6) if variant == "ti2v" else (1, 4)
+    path = Path(_HOME.name) / f"taehv-{variant}-{seed}.safetensors"
+    if not path.exists():
+        form = Form(channels, patch, (1, 2, 2), (2, 2, 1), (16, 12, 8, 6), encoder=10)
+        save_file(published(form, seed).state_dict(), path)
+    return path
+
+
 @cache
 def folder(variant: str) -> Path:
     """The tiny checkpoint of one of ``VARIANTS`` as a Diffusers folder; written once, gone when the process ends."""

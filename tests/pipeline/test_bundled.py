@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,9 @@ import torch
 
 from glimt.engine import Engine
 from glimt.models.zoo import BUNDLED
+from glimt.pipeline.events import FrameChunk, StageEvent, StepState
 from glimt.request import GenerateRequest
+from glimt_world.train.tiny import compare
 
 FOLDER = Path(__file__).parents[2] / "python/glimt_world/checkpoint"
 PROMPT, NEGATIVE, SEED = "a red ball rolls left over a green floor", "a blue cube", 3
@@ -71,6 +74,36 @@ def test_frames_are_those_of_diffusers(engine: Engine) -> None:
     assert frames.shape == expected.shape == (9, 48, 64, 3)
     error = ((frames.astype(np.float64) - expected) ** 2).mean()
     assert 10 * np.log10(255**2 / max(error, 1e-12)) >= 60
+
+
+def test_previews_after_a_third_of_the_steps_are_like_the_clip_and_cost_little(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("GLIMT_PREVIEWS", str(tmp_path))
+    request = GenerateRequest(PROMPT, NEGATIVE, seed=SEED, num_frames=17, preview_every=6)
+    taken_s, chunks = [], []
+    for event in engine.stream(request):
+        if isinstance(event, StepState) and event.step == 6:
+            for _ in range(6):
+                began = time.perf_counter()
+                preview = event.preview()
+                taken_s.append(time.perf_counter() - began)
+        elif isinstance(event, StageEvent) and event.report is not None:
+            denoise_s = next(stage.ms for stage in event.report.stages if stage.name == "denoise") / 1000
+        elif isinstance(event, FrameChunk):
+            chunks.append(event.frames)
+    assert preview is not None
+    frames = np.concatenate(chunks)[::4].astype(float)
+    f, h, w, _ = preview.shape
+    small = frames.reshape(f, h, frames.shape[1] // h, w, frames.shape[2] // w, 3).mean((2, 4))
+    assert np.corrcoef(preview.ravel(), small.ravel())[0, 1] >= 0.8
+    assert engine.plan(request).preview.share <= 0.02  # type: ignore[union-attr]
+    assert min(taken_s) <= 0.02 * denoise_s / 20
+
+
+def test_its_tiny_decoder_gives_nearly_what_the_full_one_gives(engine: Engine) -> None:
+    found = compare(engine._components.tiny(), engine._components.vae(), 2, size=96)  # held-out clips
+    assert all(22 <= beside <= 60 for beside, _, _ in found)
 
 
 def test_needs_no_compiler_and_no_model_library() -> None:

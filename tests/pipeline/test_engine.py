@@ -144,19 +144,6 @@ def test_gradients_and_inference_mode_do_not_leak_out_of_a_stream(engine: Engine
         assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
 
 
-def test_previews_come_when_asked_for(engine: Engine, alone: np.ndarray) -> None:
-    steps = [e for e in engine.stream(replace(REQUEST, preview_every=2)) if isinstance(e, StepState)]
-    shown = [step.preview() for step in steps]
-    assert [still is not None for still in shown] == [False, True, False]
-    assert shown[1] is not None and shown[1].shape == (3, 32, 48, 3) and shown[1].dtype == np.uint8
-
-
-def test_the_last_preview_begins_like_the_clip(engine: Engine, alone: np.ndarray) -> None:
-    last = [e for e in engine.stream(replace(REQUEST, preview_every=3)) if isinstance(e, StepState)][-1]
-    still = last.preview()
-    assert still is not None and np.abs(still[0].astype(int) - alone[0]).max() <= 1
-
-
 def test_a_bad_request_is_refused_before_any_work(engine: Engine) -> None:
     with pytest.raises(RequestError) as caught:
         engine.stream(replace(REQUEST, num_frames=8, height=33, prompt=" "))

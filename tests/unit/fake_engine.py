@@ -137,7 +137,7 @@ class Engine:
             if step == behaviour.fails_at_step:
                 raise RuntimeError("broken on purpose")
             decode = (lambda _: still) if every and step % every == 0 else None
-            yield StepState(step, steps, 0.5, 500.0, 0, 1.0, 0.1, x0=None, variant=variant, _decode=decode)
+            yield StepState(step, steps, 0.5, 500.0, 0, 1.0, 0.1, x0=None, variant=variant, _preview=decode)
         yield StageEvent("denoise", "end", 2.0, variant)
         yield StageEvent("decode", "begin", 2.0, variant)
         clip = paint(resolved, variant)

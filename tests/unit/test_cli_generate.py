@@ -147,6 +147,7 @@ def test_a_request_the_model_cannot_meet_is_told_in_the_options_words(glimt):
         (["--gif", "g.gif", "--fps", "60"], "50 frames per second"),
         (["--preview-dir", "no/p"], "--preview-dir"),
         (["--preview-every", "2"], "--preview-dir"),
+        (["--preview", "linear"], "--preview: has no effect without --preview-dir"),
     ],
 )
 def test_what_cannot_be_is_refused_and_leaves_nothing(glimt, words, said):

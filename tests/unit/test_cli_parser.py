@@ -25,6 +25,7 @@ def test_every_option_reaches_its_field():
     words = "--size 832x480 --frames 33 --fps 24000/1001 --steps 20 --guidance 4.5 --guidance-2 3 --seed 7 --variants 2"
     words += " --solver euler --shift 3 --image a.png --last-image b.png --device cpu --dtype float32 --quality exact"
     words += " --memory-budget 4GiB --offline --strict --allow-pickle -o o.mp4"
+    words += " --tiny-decoder t.safetensors --decoder tiny --preview linear"
     typed = words.split()
     namespace = parser.parse(["generate", "a red ball", "--negative", "blur, text", *typed])
     assert generate_request(namespace, preview_every=3) == GenerateRequest(
@@ -44,6 +45,8 @@ def test_every_option_reaches_its_field():
         image="a.png",
         last_image="b.png",
         preview_every=3,
+        preview="linear",
+        decoder="tiny",
     )
     assert engine_config(namespace) == EngineConfig(
         device="cpu",
@@ -53,6 +56,7 @@ def test_every_option_reaches_its_field():
         offline=True,
         strict=True,
         allow_pickle=True,
+        tiny_decoder="t.safetensors",
     )
 
 

@@ -47,6 +47,7 @@ def test_every_bad_value_is_reported_at_once() -> None:
         "strict": 1,
         "offline": "no",
         "allow_pickle": None,
+        "tiny_decoder": "",
         "nonsense": 1,
     }
     with pytest.raises(RequestError) as caught:

@@ -6,15 +6,18 @@ import argparse
 import json
 import re
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from glimt import env, memory, profile
@@ -22,21 +25,57 @@ from glimt.cli import info
 from glimt.config import EngineConfig
 from glimt.errors import MemoryBudgetError, RequestError
 from glimt.images import ImagePixels
+from glimt.models.taehv.config import TinyConfig
+from glimt.models.taehv.model import TinyAutoencoder
 from glimt.models.wan.config import WanTransformerConfig, WanVaeConfig
 from glimt.models.wan.transformer import WanTransformer
 from glimt.models.wan.vae import WanVae
 from glimt.plan import Planner
 from glimt.plan.floor import PEAKS, forward_plan
+from glimt.plan.previews import tiny_bytes, tiny_flops
 from glimt.plan.vae import plan_decode
 from glimt.request import GenerateRequest
 from glimt.shapes import LatentGrid, PixelGrid, TokenGrid
 from glimt.weights.folder import read_folder
+from glimt.weights.tiny import with_tiny
 from glimt_kernels import dispatch, triton_env
 from models import tiny
+from models.published_taehv import FORMS, published
 
 REQUEST = GenerateRequest("a red ball", height=32, width=48, num_frames=9, num_inference_steps=4, seed=3)
 WAN_1_3B = WanTransformerConfig(num_attention_heads=12, ffn_dim=8960, num_layers=30)
 WAN_14B = WanTransformerConfig()
+
+
+class MostAlive(TorchDispatchMode):
+    """``most``: the most bytes of what operations made that were alive at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self._tensors: set[int] = set()
+        self._storages: dict[int, int] = {}  # address -> how many tensors look at it
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (list, tuple)) else [out]:
+            if isinstance(tensor, torch.Tensor) and not tensor.is_mkldnn and id(tensor) not in self._tensors:
+                self._watch(tensor)
+        self.most = max(self.most, self.now)
+        return out
+
+    def _watch(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        address, size = storage.data_ptr(), storage.nbytes()
+        self._tensors.add(id(tensor))
+        self.now += 0 if self._storages.get(address) else size
+        self._storages[address] = self._storages.get(address, 0) + 1
+        weakref.finalize(tensor, self._gone, id(tensor), address, size)
+
+    def _gone(self, tensor: int, address: int, size: int) -> None:
+        self._tensors.discard(tensor)
+        self._storages[address] -= 1
+        self.now -= 0 if self._storages[address] else size
 
 
 def planner(variant: str = "t2v", **config: object) -> Planner:
@@ -305,12 +344,47 @@ def test_fewer_frames_and_a_smaller_size_together_where_neither_is_enough() -> N
     assert 10**6 < peak(PixelGrid(int(frames), height, width)) <= 10**7
 
 
-def test_previews_count_the_autoencoder_beside_the_transformer() -> None:
-    whole = planner().plan(REQUEST)
-    made = planner(memory_budget_bytes=whole.peak_bytes - 1)
-    plain, shown = (made.plan(replace(REQUEST, preview_every=n)) for n in (0, 2))
-    more = shown.stage("denoise").peak_bytes - plain.stage("denoise").peak_bytes
-    assert plain.staged and more > plain.weights_bytes["vae"]
+def test_previews_count_what_makes_them_beside_the_transformer() -> None:
+    file = tiny.tiny_decoder("t2v")
+    folder = with_tiny(read_folder(tiny.folder("t2v")), file)
+    whole = Planner.of(folder, EngineConfig(device="cpu")).plan(REQUEST)
+    made = Planner.of(folder, EngineConfig(device="cpu", memory_budget_bytes=whole.peak_bytes - 1))
+    requests = [
+        replace(REQUEST, preview_every=every, preview=by) for every, by in ((0, "auto"), (2, "tiny"), (2, "linear"))
+    ]
+    plain, by_tiny, by_map = map(made.plan, requests)
+    assert plain.staged and [plan.preview is None for plan in (plain, by_tiny, by_map)] == [True, False, False]
+    more = by_tiny.stage("denoise").peak_bytes - plain.stage("denoise").peak_bytes
+    assert more == plain.weights_bytes["tiny_decoder"] + by_tiny.preview.peak_bytes  # type: ignore[union-attr]
+    assert by_map.stage("denoise").networks == plain.stage("denoise").networks
+    assert by_map.stage("preview").networks == ("vae",) and by_map.stage("preview").flops > 0
+
+
+@pytest.mark.parametrize("name", ["taew2_2", "taeltx_2", "taeltx2_3_wide"])
+def test_tiny_work_is_what_pytorch_counts_or_less(name: str) -> None:
+    """Less where a 1x1 goes into the 3x3 behind it; a glimpse doubles and grows less than the whole."""
+    weights = published(FORMS[name].small()).state_dict()
+    config = TinyConfig.from_shapes({key: tuple(t.shape) for key, t in weights.items()})
+    model, grid = TinyAutoencoder(config), LatentGrid(config.latent_channels, 3, 2, 3)
+    decoded = counted(lambda: model.decode(torch.randn(grid.shape(1))))
+    glimpsed = counted(lambda: model.glimpse(torch.randn(grid.shape(1)), 1))
+    # What the weights of growing and convolving cost to be multiplied is on top; it does not grow with the clip.
+    folding = sum(2 * 9 * a.width**2 * a.frames * 64 for a in config.decoder.levels)
+    assert tiny_flops(config, grid) <= decoded <= tiny_flops(config, grid) + folding
+    small = tiny_flops(config, grid, doublings=1, grow=False)
+    assert small <= glimpsed <= small + folding and glimpsed < decoded / 4
+
+
+@pytest.mark.parametrize("frames", [1, 4])
+def test_memory_of_the_tiny_decoder_is_predicted(frames: int) -> None:
+    """Within a factor of two of the tensors alive at the worst moment, and never too little."""
+    weights = published(FORMS["taew2_1"].small()).state_dict()
+    config = TinyConfig.from_shapes({key: tuple(t.shape) for key, t in weights.items()})
+    model, grid = TinyAutoencoder(config), LatentGrid(16, frames, 24, 24)
+    latents = torch.randn(grid.shape(1))
+    with torch.no_grad(), MostAlive() as alive:
+        model.decode(latents)
+    assert alive.most <= tiny_bytes(config, grid, frames, 4) <= 2 * alive.most
 
 
 def test_contexts_of_two_experts_are_kept_together_only_where_there_is_room() -> None:

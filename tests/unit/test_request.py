@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from glimt.check import check_without_model
 from glimt.errors import RequestError
-from glimt.request import MAX_SEED, SOLVERS, GenerateRequest
+from glimt.request import DECODERS, MAX_SEED, PREVIEWS, SOLVERS, GenerateRequest
 
 
 @dataclass(frozen=True)
@@ -66,13 +66,19 @@ def test_all_problems_are_reported_at_once_with_the_nearest_legal_values() -> No
     request = GenerateRequest(
         "  ", height=100, width=-3, num_frames=32, num_inference_steps=0, guidance_scale=math.nan, seed=-1,
         solver="uni-pc", shift=0.0, fps=0, num_videos_per_prompt=0, preview_every=-1, image=7, guidance_scale_2=1.0,
+        preview="liner", decoder=3,
     )  # fmt: skip
     with pytest.raises(RequestError) as caught:
         request.resolve(T2V)
     given = {f.name for f in fields(request)} - {"negative_prompt", "last_image"}
     assert set(caught.value.fields) == given
     text = str(caught.value)
-    assert "29 or 33" in text and "96 or 112" in text and "did you mean 'unipc'" in text
+    assert (
+        "29 or 33" in text
+        and "96 or 112" in text
+        and "did you mean 'unipc'" in text
+        and "did you mean 'linear'" in text
+    )
 
 
 @pytest.mark.parametrize("frames, near", [(0, "1"), (-7, "1"), (2, "1 or 5"), (32, "29 or 33"), (34, "33 or 37")])
@@ -250,11 +256,13 @@ REQUESTS = st.builds(
     last_image=st.none() | st.just(PICTURE) | ANYTHING,
     num_videos_per_prompt=NUMBERS,
     preview_every=NUMBERS,
+    preview=st.sampled_from(PREVIEWS) | ANYTHING,
+    decoder=st.sampled_from(DECODERS) | ANYTHING,
 )
 CARDS = st.sampled_from([T2V, TI2V, I2V, FLF2V, EXPERTS, I2V_EXPERTS])
 LEGAL: dict[str, Any] = {
     "prompt": "x", "negative_prompt": "", "seed": 0, "num_videos_per_prompt": 1, "preview_every": 0,
-    "image": None, "last_image": None,
+    "preview": "auto", "decoder": "vae", "image": None, "last_image": None,
 }  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from glimt_world.captions import Caption, Stated
 from glimt_world.render import render
 from glimt_world.round_trip import round_trips
 from glimt_world.train import data, dit, export, forms, vae, words
+from glimt_world.train import tiny as tiny_stage
 from glimt_world.train.muon import orthogonalize
 from glimt_world.train.run import learning_rate
 
@@ -53,6 +54,8 @@ TINY = forms.Form(
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forms, "FORMS", {"small": TINY})
     monkeypatch.setattr(vae, "BATCHES", ((1, 5, 32),))
+    monkeypatch.setattr(tiny_stage, "WIDTHS", (8, 6))
+    monkeypatch.setattr(tiny_stage, "BATCHES", ((2, 2),))
     monkeypatch.setattr("glimt_world.train.run.REPORT_STEPS", 1)
     for name, value in (("STEPS", 2), ("BATCH", 4), ("POOL", 8)):
         monkeypatch.setattr(words, name, value)
@@ -62,8 +65,8 @@ def _steps(folder: Path) -> list[int]:
     return [json.loads(line)["step"] for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
-def test_both_stages_resume_and_become_a_checkpoint(tiny: None, tmp_path: Path) -> None:
-    parts, target = (tmp_path / "vae", tmp_path / "dit"), tmp_path / "checkpoint"
+def test_all_stages_resume_and_become_a_checkpoint(tiny: None, tmp_path: Path) -> None:
+    parts, target = (tmp_path / "vae", tmp_path / "dit", tmp_path / "tiny"), tmp_path / "checkpoint"
     for minutes in (0.01, 0.02):  # the second run goes on from the first
         vae.train(parts[0], "small", minutes=minutes)
     export.measure(parts[0], clips=1)
@@ -71,15 +74,36 @@ def test_both_stages_resume_and_become_a_checkpoint(tiny: None, tmp_path: Path) 
         dit.train(
             parts[1], "small", export.load_vae(parts[0]), minutes=minutes, batch=2, fresh=1, fill=2, compiled=False
         )
+    full = export.load_vae(parts[0])
+    for minutes in (0.01, 0.02):
+        model = tiny_stage.train(parts[2], full, size=32, num_frames=9, minutes=minutes, fill=2, every=5)
+    assert "1 held-out clips" in tiny_stage.report(tiny_stage.compare(model, full, 1, size=32))
     for part in parts:
         assert _steps(part) == list(range(1, len(_steps(part)) + 1))
         assert list(part.glob("sheet-*.png"))
-    export.export(*parts, target)
-    with glimt.Engine.load(target) as engine:
+    export.export(parts[0], parts[1], target, parts[2])
+    with glimt.Engine.load(target, quality="lossy") as engine:
         request = glimt.GenerateRequest(
             prompt="a red ball", height=32, width=32, num_frames=9, num_inference_steps=1, guidance_scale=1.0
         )
-        assert engine.generate(request).frames.shape == (9, 32, 32, 3)
+        frames, by_tiny = (engine.generate(replace(request, decoder=name)).frames for name in ("vae", "tiny"))
+        assert frames.shape == by_tiny.shape == (9, 32, 32, 3) and not np.array_equal(frames, by_tiny)
+    assert export.clips_of(target) == export.clips_of(parts[0]) == (32, 9)
+
+
+def test_a_tiny_decoder_learns_what_the_full_one_gives(tiny: None) -> None:
+    torch.manual_seed(0)
+    full = export.WanVae(TINY.vae).eval().requires_grad_(False)
+    trainer = tiny_stage.TinyTrainer(full, size=32, num_frames=5, peak=0.02, fill=2, every=1000)
+    losses = [trainer.step(step, 0.2)["loss"] for step in range(16)]
+    assert np.mean(losses[-4:]) < 0.7 * np.mean(losses[:4])
+
+
+def test_a_tiny_decoder_s_form_follows_the_autoencoder() -> None:
+    config = tiny_stage.form_for(forms.FORMS["small"].vae)
+    assert (config.latent_channels, config.scale_t, config.scale_s) == (24, 4, 8)
+    with pytest.raises(ValueError, match="2 levels"):
+        tiny_stage.form_for(WanVaeConfig())
 
 
 def test_the_decoder_alone_leaves_the_latents_as_they_are(tiny: None) -> None:

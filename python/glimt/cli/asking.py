@@ -108,6 +108,7 @@ def engine_config(namespace: argparse.Namespace, recorded: dict[str, Any] | None
         "offline": namespace.offline,
         "strict": namespace.strict,
         "allow_pickle": namespace.allow_pickle,
+        "tiny_decoder": namespace.tiny_decoder,
     }
     given = {name: value for name, value in typed.items() if value is not None}
     return EngineConfig.from_mapping({**(recorded or {}), **given})
@@ -133,4 +134,6 @@ def generate_request(namespace: argparse.Namespace, preview_every: int = 0) -> G
         last_image=namespace.last_image,
         num_videos_per_prompt=namespace.variants,
         preview_every=preview_every,
+        preview=getattr(namespace, "preview", None) or "auto",  # `glimt plan` has no such option
+        decoder=namespace.decoder,
     )

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from glimt.report import RunReport
     from glimt.request import ResolvedRequest
 
-_SHOWN = {"text": "", "image": "", "denoise": "steps", "decode": "frames"}
+_SHOWN = {"text": "", "image": "", "preview": "", "denoise": "steps", "decode": "frames"}
 
 
 def follow(
@@ -78,8 +78,11 @@ def _show_stage(event: StageEvent, show: Progress, several: bool) -> None:
         show.end()
 
 
+_SEEN_PX = 96  # the least height of a picture of a preview, as far as whole enlargements bring it there
+
+
 class Previews:
-    """Writes each preview that the request asked for as a strip of stills, ``preview-seed7-step003.png``.
+    """Writes each preview that the request asked for as a strip of its moments, ``preview-seed7-step003.png``.
 
     They are there at once, to be looked at, and gone again if the block is left by an exception.
     """
@@ -104,13 +107,14 @@ class Previews:
                 self.folder.rmdir()
 
     def __call__(self, step: StepState) -> None:
-        stills: Any = step.preview()
-        if stills is None:
+        clip: Any = step.preview()
+        if clip is None:
             return
         self._make_folder()
         path = self.folder / f"preview-seed{self.seeds[step.variant]}-step{step.step:03d}.png"
         self.paths.append(path)
-        sheet.save_sheet(path, sheet.contact_sheet(stills, columns=len(stills)))
+        enlarged = max(1, _SEEN_PX // clip.shape[1])
+        sheet.save_sheet(path, sheet.contact_sheet(clip, scale=enlarged))
 
     def _make_folder(self) -> None:
         if self.folder.is_dir():

@@ -33,6 +33,7 @@ class Outputs:
     sheet: Path | None
     preview_dir: Path | None
     preview_every: int | None
+    preview: str | None
     crf: int
 
     @classmethod
@@ -51,6 +52,7 @@ class Outputs:
             sheet=Path(namespace.sheet) if namespace.sheet else None,
             preview_dir=Path(namespace.preview_dir) if namespace.preview_dir else None,
             preview_every=namespace.preview_every,
+            preview=namespace.preview,
             crf=namespace.crf,
         )
 
@@ -82,9 +84,10 @@ class Outputs:
         if self.preview_dir is not None:
             with problems.gathered():
                 _check_folder(self.preview_dir)
-        elif self.preview_every is not None:
-            with problems.gathered():
-                raise OutputError("--preview-every: has no effect without --preview-dir, where previews are written to")
+        for option, value in (("--preview-every", self.preview_every), ("--preview", self.preview)):
+            if self.preview_dir is None and value is not None:
+                with problems.gathered():
+                    raise OutputError(f"{option}: has no effect without --preview-dir, where previews are written to")
         problems.raise_any()
 
 

@@ -284,6 +284,7 @@ def _add_request(parser: Parser) -> None:
     )
     group.add_argument("--solver", metavar="NAME", help="unipc, euler, dmd or rcm")
     group.add_argument("--shift", type=number, metavar="S", help="shift of the noise schedule")
+    group.add_argument("--decoder", default="vae", metavar="NAME", help="vae, or tiny (faster, lossy); default vae")
     group.add_argument("--image", metavar="FILE", help="first frame (image-to-video models)")
     group.add_argument("--last-image", metavar="FILE", help="last frame (first-and-last-frame models)")
 
@@ -300,6 +301,7 @@ def _add_output(parser: Parser) -> None:
     group.add_argument("--gif", metavar="FILE.gif", help="also an animated GIF (one per variant)")
     group.add_argument("--preview-dir", metavar="DIR", help="write previews there while denoising")
     group.add_argument("--preview-every", type=whole, metavar="N", help="a preview every N steps; default about ten")
+    group.add_argument("--preview", metavar="NAME", help="made by auto, tiny (decoder) or linear (map); default auto")
 
 
 def _add_engine(parser: Parser, *, reproduces: bool) -> None:
@@ -322,6 +324,9 @@ def _add_engine(parser: Parser, *, reproduces: bool) -> None:
     )
     group.add_argument(
         "--memory-budget", type=values.lenient(values.byte_count), metavar="4GiB", help="never plan to need more"
+    )
+    group.add_argument(
+        "--tiny-decoder", metavar="FILE", help="a tiny decoder of the TAEHV form; default: the model's own, if any"
     )
     group.add_argument("--offline", action="store_true", default=None, help="never touch the network")
     group.add_argument("--strict", action="store_true", default=None, help="a fallback is an error, not a note")

@@ -37,7 +37,8 @@ def run(namespace: argparse.Namespace) -> Outcome:
     record = read_record(namespace.file)
     request = _request(record)
     settings = record.get("config", {})
-    config = engine_config(namespace, {name: settings[name] for name in _RECORDED_SETTINGS if name in settings})
+    names = (*_RECORDED_SETTINGS, "tiny_decoder") if request.decoder == "tiny" else _RECORDED_SETTINGS
+    config = engine_config(namespace, {name: settings[name] for name in names if settings.get(name) is not None})
     began = time.perf_counter()
     engine = _open(namespace, Origin.from_dict(record["model"]), config)
     with progress(namespace.quiet) as show:
@@ -72,7 +73,7 @@ def _lines(result: dict[str, Any]) -> Iterator[str]:
 
 
 def _request(record: dict[str, Any]) -> GenerateRequest:
-    return dataclasses.replace(GenerateRequest.from_dict(record["request"]), preview_every=0)
+    return dataclasses.replace(GenerateRequest.from_dict(record["request"]), preview_every=0, preview="auto")
 
 
 def _open(namespace: argparse.Namespace, recorded: Origin, config: EngineConfig) -> Engine:

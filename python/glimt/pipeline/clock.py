@@ -31,6 +31,7 @@ class Clock:
         self._began = time.perf_counter()
         self._seconds = {stage.name: 0.0 for stage in plan.stages}
         self._peaks = {stage.name: 0 for stage in plan.stages}
+        self.previews = ""  # what makes them, and where that came from
 
     def begin(self, stage: str, variant: int = 0, note: str = "") -> StageEvent:
         return StageEvent(stage, "begin", self._elapsed_ms(), variant, note)
@@ -83,10 +84,12 @@ class Clock:
             total_ms=self._elapsed_ms(),
             peak_rss_bytes=peak_rss_bytes(),
             implementations={choice.op: choice.impl for choice in ops},
-            decode=str(self._plan.decode),
+            decode=self._plan.decoding,
             fallbacks=tuple(line for choice in ops for line in choice.passed_over),
             notes=self._plan.notes,
             ops=ops,
+            decoder=self._plan.request.decoder,
+            previews=self.previews,
         )
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from glimt.models.image import ImageEncoder, load_processor
+from glimt.models.taehv.model import TinyAutoencoder
 from glimt.models.text import TextEncoder
 from glimt.models.umt5 import Umt5Encoder
 from glimt.models.wan.config import WanTransformerConfig
@@ -21,7 +22,7 @@ from glimt.models.zoo import TEXT_TOKENS
 from glimt.pipeline.condition import Picture
 from glimt.plan import EXPERTS
 from glimt.weights.components import check_values
-from glimt.weights.folder import CheckpointFolder
+from glimt.weights.folder import TINY, CheckpointFolder
 from glimt_kernels.dispatch import Choice, note, recording
 
 T = TypeVar("T")
@@ -88,6 +89,14 @@ class Components:
         """The VAE. Raises CheckpointError."""
         return self._get("vae", lambda: cast(WanVae, self._load("vae")))
 
+    def tiny(self) -> TinyAutoencoder:
+        """The tiny decoder. Raises CheckpointError."""
+        return self._get(TINY, lambda: cast(TinyAutoencoder, self._load(TINY)))
+
+    def digest(self, name: str) -> str:
+        """SHA-256, in hex, of a component. Reads every byte once per process and file. Raises CheckpointError."""
+        return self._folder.component(name).digest()
+
     def embed_texts(self, texts: tuple[str, ...]) -> Tensor:
         """[len(texts), L, text_dim] with zero rows after each prompt's own."""
         found = [self._embed(text) for text in texts]
@@ -105,7 +114,7 @@ class Components:
         return encoder.encode(cast(list[Any], pictures))
 
     def preload(self, *names: str) -> None:
-        """Load those of these networks that the checkpoint has: transformers and VAE. Raises CheckpointError."""
+        """Load those of these networks that there are: transformers and autoencoders. Raises CheckpointError."""
         for name in names:
             if name in self._locks:
                 self._get(name, partial(self._load, name))

@@ -105,14 +105,6 @@ def _assembled(frames: Frames, box: Box, waiting: Sequence[_Waiting]) -> Frames:
     return whole
 
 
-def decode_stills(vae: WanVae, latents: Tensor) -> Frames:
-    """The first, middle and last latent frame, each decoded as if it began a clip: [n, H, W, 3] uint8, n at most 3."""
-    frames = latents.shape[2]
-    chosen = sorted({0, frames // 2, frames - 1})
-    stills = [_decode_chunk(vae, latents[:, :, i : i + 1], CausalCache(keep=False), 0) for i in chosen]
-    return np.concatenate(stills)
-
-
 @torch.inference_mode()
 def _decode_chunk(vae: WanVae, latents: Tensor, cache: CausalCache, index: int) -> Frames:
     """[B, C, f, h, w] -> [B * n, H, W, 3] uint8."""

@@ -108,7 +108,7 @@ class Velocity:
 
 
 def denoise(
-    velocity: Velocity, plan: GenerationPlan, condition: Condition, variant: int, stills: Callable[[Tensor], Frames]
+    velocity: Velocity, plan: GenerationPlan, condition: Condition, variant: int, preview: Callable[[Tensor], Frames]
 ) -> Generator[StepState, None, Tensor]:
     """Denoise one variant; yields after every step, returns the finished latents [1, C, f, h, w] float32, normalized.
 
@@ -116,7 +116,7 @@ def denoise(
     others are not. Closing the generator cancels.
 
     Args:
-        stills: decodes a preview, called only by a consumer who asks.
+        preview: makes one of the latents, called only by a consumer who asks.
 
     Raises:
         NonFiniteError: NaN, infinity or flat latents.
@@ -132,7 +132,7 @@ def denoise(
         if i < 2 or i == plan.num_steps - 1:
             check_latents(x0, i + 1, plan.num_steps, partial(velocity.diagnose, before, i, guidance))
         del before
-        yield _state(plan, i, condition.impose(x0), variant, time.perf_counter() - began, stills)
+        yield _state(plan, i, condition.impose(x0), variant, time.perf_counter() - began, preview)
         del x0
     return condition.impose(x)
 
@@ -145,7 +145,7 @@ def _advance(
 
 
 def _state(
-    plan: GenerationPlan, i: int, x0: Tensor, variant: int, elapsed_s: float, stills: Callable[[Tensor], Frames]
+    plan: GenerationPlan, i: int, x0: Tensor, variant: int, elapsed_s: float, preview: Callable[[Tensor], Frames]
 ) -> StepState:
     every = plan.request.preview_every
     wanted = every > 0 and (i + 1) % every == 0
@@ -159,5 +159,5 @@ def _state(
         eta_s=elapsed_s / (i + 1) * (plan.num_steps - i - 1),
         x0=x0,
         variant=variant,
-        _decode=stills if wanted else None,
+        _preview=preview if wanted else None,
     )

@@ -22,7 +22,7 @@ class StageEvent:
     """A stage begins or ends.
 
     Attributes:
-        stage: ``text``, ``image``, ``denoise``, ``decode``, and last ``done``.
+        stage: ``text``, ``image``, ``preview``, ``denoise``, ``decode``, and last ``done``.
         status: ``begin`` or ``end``; ``done`` only ends.
         elapsed_ms: since the request began.
         variant: which of the request's videos; 0 for stages they share.
@@ -65,16 +65,15 @@ class StepState:
     x0: Tensor = field(repr=False)
     variant: int = 0
     stage: str = "denoise"
-    _decode: Callable[[Tensor], Frames] | None = field(default=None, repr=False, compare=False)
+    _preview: Callable[[Tensor], Frames] | None = field(default=None, repr=False, compare=False)
 
     def preview(self) -> Frames | None:
-        """Stills [n, H, W, 3] uint8 of the first, middle and last latent frame of ``x0``; ``None`` unless the request's
-        ``preview_every`` asks for one at this step.
+        """A small clip [f, h, w, 3] uint8 of ``x0``, a frame for each of its latent frames (the last of those it stands
+        for); ``None`` unless the request's ``preview_every`` asks for one at this step.
 
-        Computed when called, by the full VAE: each still costs what one latent frame of the final decode costs. Each is
-        decoded as if it began a clip, so later ones are softer than the frames they stand for.
+        Computed when called, by what the plan's ``preview`` says: the tiny decoder or a linear map.
         """
-        return None if self._decode is None else self._decode(self.x0)
+        return None if self._preview is None else self._preview(self.x0)
 
 
 @dataclass(frozen=True)

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from glimt.models.wan.vae import WanVae
 from glimt.pipeline.clock import Clock
 from glimt.pipeline.condition import Condition, Picture, known_channels, known_first_frame, load_pictures, to_pixels
-from glimt.pipeline.decode import decode, decode_stills
+from glimt.pipeline.decode import decode
 from glimt.pipeline.denoise import Prompts, Transformers, Velocity, denoise
-from glimt.pipeline.events import Event, Frames
-from glimt.plan import EXPERTS, GenerationPlan
+from glimt.pipeline.events import Event, FrameChunk
+from glimt.pipeline.previews import Autoencoders, Previewer
+from glimt.pipeline.tiny import decode_tiny
+from glimt.plan import GenerationPlan
 from glimt_kernels import references_only
 from glimt_kernels.dispatch import recording
 
 
-class Models(Transformers, Protocol):
+class Models(Transformers, Autoencoders, Protocol):
     """The networks of a run, wherever they come from. Calls may load what they name."""
-
-    def vae(self) -> WanVae: ...
 
     def preload(self, *names: str) -> None:
         """Load those of these networks that there are."""
@@ -79,12 +77,19 @@ def _events(
         with clock.timing("image"):
             condition, image = _look(models, plan)
         yield clock.end("image")
+    previewer = Previewer(models, plan)
+    if any(stage.name == "preview" for stage in plan.stages):
+        _make_room(models, plan, "preview")
+        yield clock.begin("preview")
+        with clock.timing("preview"):
+            previewer.prepare()
+        yield clock.end("preview")
+    clock.previews = previewer.origin
     velocity = Velocity(models, plan, Prompts(texts, image), condition)
     for variant in range(asked.num_videos_per_prompt):
         _make_room(models, plan, "denoise")
         yield clock.begin("denoise", variant)
-        stills = partial(_stills, models, plan)
-        latents = yield from clock.timed("denoise", denoise(velocity, plan, condition, variant, stills))
+        latents = yield from clock.timed("denoise", denoise(velocity, plan, condition, variant, previewer))
         yield clock.end("denoise", variant)
         if keep is not None:
             keep.append(latents)
@@ -92,11 +97,17 @@ def _events(
             velocity.forget()
         _make_room(models, plan, "decode")
         yield clock.begin("decode", variant)
-        yield from clock.timed("decode", decode(models.vae(), latents, plan, variant))
+        yield from clock.timed("decode", _decode(models, latents, plan, variant))
         yield clock.end("decode", variant)
     if plan.staged:
         models.keep_only()
     yield clock.done()
+
+
+def _decode(models: Models, latents: Tensor, plan: GenerationPlan, variant: int) -> Generator[FrameChunk, None, None]:
+    if plan.request.decoder == "tiny":
+        return decode_tiny(models.tiny(), latents, plan, variant)
+    return decode(models.vae(), latents, plan, variant)
 
 
 def _make_room(models: Models, plan: GenerationPlan, stage: str) -> None:
@@ -108,15 +119,18 @@ def _make_room(models: Models, plan: GenerationPlan, stage: str) -> None:
 def _foresee(models: Models, plan: GenerationPlan) -> None:
     """Damaged weights are told before the first step and not after the last, as far as that is cheap.
 
-    A staged run looks through the VAE, which it will load last and which is small beside the transformer. A second
+    A staged run looks through the decoder, which it will load last and which is small beside the transformer. A second
     expert it does not: that is as large as the first (28 GB in the A14B models), reading it twice can take minutes and
     drives the first out of the system's cache of files. Its headers were checked when the model was opened, and a NaN
     shows when it is loaded, before it computes anything.
     """
+    wanted = dict.fromkeys(name for stage in plan.stages if stage.name != "text" for name in stage.networks)
     if plan.staged:
-        models.check("vae")
+        for name in wanted:
+            if name in ("vae", "tiny_decoder"):
+                models.check(name)
     else:
-        models.preload(*EXPERTS, "vae")
+        models.preload(*(name for name in wanted if name != "image_encoder"))
 
 
 @torch.inference_mode()
@@ -131,8 +145,3 @@ def _look(models: Models, plan: GenerationPlan) -> tuple[Condition, Tensor | Non
     last = pixels[1] if len(pixels) > 1 else None
     condition = known_channels(vae, pixels[0], last, plan.clip, plan.latents, vae.config.scale_factor_temporal)
     return condition, models.embed_pictures(pictures)
-
-
-def _stills(models: Models, plan: GenerationPlan, x0: Tensor) -> Frames:
-    with references_only(plan.exact):
-        return decode_stills(models.vae(), x0)

@@ -55,12 +55,13 @@ def _meant_for(case: Case) -> tuple[str, ...]:
 
 
 def foreseen(
-    calls: Iterable[KernelCall], pixels: Iterable[KernelCall], device: str, dtype: str
+    calls: Iterable[KernelCall], pixels: Iterable[KernelCall], device: str, dtype: str, *, vae: bool = True
 ) -> tuple[OpChoice, ...]:
     """What runs on ``device``.
 
     Args:
         calls: of the networks in inference; exact runs call PyTorch instead. ``pixels``: those that every run makes.
+        vae: whether the autoencoder runs; a tiny decoder may stand in for it.
 
     Raises:
         RequestError: an implementation that the environment asks for cannot run one of them.
@@ -68,12 +69,14 @@ def foreseen(
     from glimt_kernels import UnsupportedError
 
     try:
-        return by_op(_choices(calls, pixels, device, dtype))
+        return by_op(_choices(calls, pixels, device, dtype, vae))
     except UnsupportedError as error:
         raise RequestError(str(error)) from error
 
 
-def _choices(calls: Iterable[KernelCall], pixels: Iterable[KernelCall], device: str, dtype: str) -> Iterator[Choice]:
+def _choices(
+    calls: Iterable[KernelCall], pixels: Iterable[KernelCall], device: str, dtype: str, vae: bool
+) -> Iterator[Choice]:
     import torch
 
     from glimt.models.wan import vae_ops
@@ -90,5 +93,5 @@ def _choices(calls: Iterable[KernelCall], pixels: Iterable[KernelCall], device: 
     for op, args in (*calls, *pixels):
         yield choose(op, find(op).case(args, place))
     yield onednn.convolutions(case)
-    for op in vae_ops.kernels_used(case):  # at sizes of many kinds
+    for op in vae_ops.kernels_used(case) if vae else ():  # at sizes of many kinds
         yield choose(op, case._replace(tuned=agreed(op, place, case.dtype)))

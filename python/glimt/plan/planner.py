@@ -14,17 +14,19 @@ from typing import TYPE_CHECKING, Any
 from glimt import memory, profile
 from glimt.config import EngineConfig
 from glimt.errors import RequestError
+from glimt.models.taehv.config import TinyConfig
 from glimt.models.wan.config import WanTransformerConfig, WanVaeConfig
 from glimt.models.zoo import ModelCard
 from glimt.plan.calls import network_calls, pixel_calls
 from glimt.plan.floor import ForwardPlan, device_name, forward_plan
 from glimt.plan.ops import foreseen
-from glimt.plan.vae import DecodePlan, encode_bytes, plan_decode, stills_bytes
+from glimt.plan.previews import FIT_CLIPS, PreviewPlan, fit_grids, plan_preview, plan_tiny_decode, tiny_problems
+from glimt.plan.vae import DecodePlan, encode_bytes, plan_decode
 from glimt.plan.value import GenerationPlan, OpChoice, StagePlan
 from glimt.request import GenerateRequest, ResolvedRequest
 from glimt.sampling import schedule as schedules
 from glimt.sampling.guidance import StepGuidance, plan_guidance
-from glimt.shapes import PixelGrid
+from glimt.shapes import LatentGrid, PixelGrid
 
 if TYPE_CHECKING:
     from glimt.models.text import TokenizedPrompt
@@ -35,8 +37,8 @@ EXPERTS = ("transformer", "transformer_2")  # for high noise, for low
 _NETWORKS = {
     "text": ("text_encoder",),
     "image": ("image_encoder", "vae"),
+    "preview": ("vae",),
     "denoise": EXPERTS,
-    "decode": ("vae",),
 }
 
 
@@ -93,6 +95,12 @@ class Planner:
     @cached_property
     def vae(self) -> WanVaeConfig:
         return WanVaeConfig.from_dict(self.folder.component("vae").config)
+
+    @cached_property
+    def tiny(self) -> TinyConfig | None:
+        """The tiny decoder, where there is one."""
+        part = self.folder.components.get("tiny_decoder")
+        return None if part is None else TinyConfig.from_dict(part.config)
 
     @cached_property
     def text_encoder(self) -> Mapping[str, Any]:
@@ -190,6 +198,7 @@ class Planner:
             would_fit=work.would_fit(stages, budget.limit_bytes),
             least_bytes=work.least_bytes(),
             decode=decode,
+            preview=work.preview(asked.latent_grid(self.card)),
             known_frames=self.card.expand_timesteps,
             notes=(*_notes(asked, work.prompts), *([decode.note] if decode.note else [])),
         )
@@ -203,6 +212,7 @@ class Planner:
         """What the checkpoint's schedule and its transformer's positions have against a request's values."""
         solver, steps, shift = (values[name] for name in ("solver", "num_inference_steps", "shift"))
         yield from schedules.problems(solver, steps, shift, self.schedule_spec)
+        yield from tiny_problems(values, self.card.name, self.tiny, self.config.quality)
         (patch_t, patch_y, patch_x), limit = self.card.patch, self.transformer.rope_max_seq_len
         scale_t, scale_s = self.card.scale_factor_temporal, self.card.scale_factor_spatial
         pixels = (("num_frames", scale_t * patch_t), ("height", scale_s * patch_y), ("width", scale_s * patch_x))
@@ -246,8 +256,10 @@ class _Work:
 
         planner = self.planner
         networks = network_calls(planner, self.asked, self.guidance, self.prompts, self.image_tokens)
+        pixels = pixel_calls(planner, self.asked.pixel_grid())
+        vae = any("vae" in self.networks(stage) for stage in self.flops(staged=False))
         with references_only(planner.config.quality == "exact"):
-            found = foreseen(networks, pixel_calls(planner, self.asked.pixel_grid()), planner.device, planner.dtype)
+            found = foreseen(networks, pixels, planner.device, planner.dtype, vae=vae)
         passed_over = [line for choice in found for line in choice.passed_over]
         if planner.config.strict and passed_over:
             raise RequestError(*(f"strict: {line}" for line in passed_over))
@@ -272,9 +284,31 @@ class _Work:
         found = {"text": len(self.prompts) * profile.text_encoder_flops(planner.text_encoder, tokens)}
         if asked.image is not None:
             found["image"] = profile.vae_encode_flops(planner.vae, self._encoded(asked.pixel_grid()))
+        preview = self.preview(asked.latent_grid(planner.card))
+        if preview is not None and preview.by == "linear":
+            cells, pixels = fit_grids(planner.vae)
+            each = profile.vae_encode_flops(planner.vae, pixels) + profile.vae_decode_flops(planner.vae, cells)
+            found["preview"] = FIT_CLIPS * each
         found["denoise"] = count * forwards * forward + (count if staged else 1) * contexts
         found["decode"] = count * self.decoding(asked.pixel_grid(), staged=staged).flops
         return found
+
+    @property
+    def tiny(self) -> TinyConfig | None:
+        """The tiny decoder, if it makes the frames."""
+        return self.planner.tiny if self.asked.decoder == "tiny" else None
+
+    def preview(self, latents: LatentGrid) -> PreviewPlan | None:
+        """What previews of a clip of these latents are; ``None`` where none are asked for."""
+        planner, asked = self.planner, self.asked
+        if not asked.preview_every:
+            return None
+        forwards = min(1 if step.scale is None else 2 for step in self.guidance)
+        forward = profile.transformer_flops(
+            planner.transformer, latents.tokens(planner.card.patch), self.text_tokens, self.image_tokens
+        )
+        item = ITEM_BYTES[planner.dtype]
+        return plan_preview(asked.preview, planner.tiny, planner.vae, latents, forwards * forward, item)
 
     def _encoded(self, clip: PixelGrid) -> PixelGrid:
         """The clip that is encoded as a condition: one frame, or all of it."""
@@ -289,23 +323,33 @@ class _Work:
         if self.asked.image is not None:
             found["image"] = encode_bytes(planner.vae, self._encoded(clip), item, by_frames=planner.by_frames)
         networks = 1 if staged else self.experts
+        preview = self.preview(latents)
+        if preview is not None and preview.by == "linear":
+            _, pixels = fit_grids(planner.vae)
+            decoding = planner.plan_decode(pixels, None).peak_bytes
+            found["preview"] = max(encode_bytes(planner.vae, pixels, item, by_frames=planner.by_frames), decoding)
         found["denoise"] = memory.denoise_bytes(
             planner.transformer, latents, tokens, card.text_tokens, len(self.prompts), item, networks
         )
-        if self.asked.preview_every:
-            found["denoise"] += stills_bytes(planner.vae, latents, item, by_frames=planner.by_frames)
+        found["denoise"] += preview.peak_bytes if preview is not None else 0
         found["decode"] = self.decoding(clip, staged=staged).peak_bytes
         return found
 
     def decoding(self, clip: PixelGrid, *, staged: bool) -> DecodePlan:
-        """Whole pictures where components stay in memory; else what fits beside the VAE's weights."""
+        """Whole pictures where components stay in memory or the decoder is tiny; else what fits beside the VAE."""
+        if self.tiny is not None:
+            latents = clip.latents(self.planner.card.z_dim, self.tiny.scale_t, self.tiny.scale_s)
+            return plan_tiny_decode(self.tiny, latents, ITEM_BYTES[self.planner.dtype])
         weights = sum(self.planner.weights_bytes[name] for name in self.networks("decode"))
         return self.planner.plan_decode(clip, self.limit_bytes - weights if staged else None)
 
     def networks(self, stage: str) -> tuple[str, ...]:
         """The components with weights that a stage runs."""
-        previews = ("vae",) if stage == "denoise" and self.asked.preview_every else ()
-        return tuple(name for name in (*_NETWORKS[stage], *previews) if name in self.planner.weights_bytes)
+        names = _NETWORKS[stage] if stage != "decode" else ("tiny_decoder" if self.tiny is not None else "vae",)
+        if stage == "denoise":
+            preview = self.preview(self.asked.latent_grid(self.planner.card))
+            names = (*names, "tiny_decoder") if preview is not None and preview.by == "tiny" else names
+        return tuple(name for name in names if name in self.planner.weights_bytes)
 
     def peaks(self, clip: PixelGrid, *, staged: bool) -> dict[str, int]:
         """Bytes of each stage: all weights, or only its own, and its activations."""

@@ -229,12 +229,6 @@ def _chunk_decode_bytes(config: WanVaeConfig, grid: LatentGrid, part: Tile, chun
     return item_bytes * kept + peak + 4 * 3 * frames * config.scale_factor_spatial**2 * part.core.area + _OWN_BYTES
 
 
-def stills_bytes(config: WanVaeConfig, grid: LatentGrid, item_bytes: int, *, by_frames: bool) -> int:
-    """Of a preview: up to three latent frames, each decoded as the first of a clip."""
-    one = LatentGrid(grid.channels, 1, grid.height, grid.width)
-    return min(grid.frames, 3) * plan_decode(config, one, item_bytes, 2**63, by_frames=by_frames).peak_bytes
-
-
 def encode_bytes(config: WanVaeConfig, clip: PixelGrid, item_bytes: int, *, by_frames: bool) -> int:
     """Of encoding a clip, weights not among it."""
     walk = _EncoderWalk(config, clip, config.scale_factor_temporal)

@@ -13,6 +13,7 @@ from typing import Any
 from glimt.errors import MemoryBudgetError
 from glimt.memory import Budget
 from glimt.plan.floor import ForwardPlan
+from glimt.plan.previews import PreviewPlan
 from glimt.plan.vae import DecodePlan
 from glimt.request import ResolvedRequest
 from glimt.sampling.guidance import StepGuidance
@@ -27,7 +28,7 @@ class StagePlan:
     """One stage, all variants together.
 
     Attributes:
-        name: text, image, denoise or decode.
+        name: text, image, preview (a map for previews is fitted, unless it is kept from before), denoise or decode.
         networks: the components it runs. In a staged run no others are in memory, and of two experts one at a time.
         flops: of matrix products and convolutions (``glimt.profile``).
         seconds: estimated.
@@ -77,6 +78,7 @@ class GenerationPlan:
         budget: how much memory there is. ``would_fit``: smaller requests that fit, when this one does not.
             ``least_bytes``: estimated need of the smallest clip.
         decode: chunks and tiles of decoding.
+        preview: what previews are; ``None`` where none are asked for.
         known_frames: images stand in for latent frames, with a timestep of their own (Wan 2.2 TI2V).
         notes: what has no effect, how a prompt is cut, and the like.
     """
@@ -104,6 +106,7 @@ class GenerationPlan:
     would_fit: tuple[str, ...]
     least_bytes: int
     decode: DecodePlan
+    preview: PreviewPlan | None = None
     known_frames: bool = False
     notes: tuple[str, ...] = ()
 
@@ -139,6 +142,12 @@ class GenerationPlan:
     def fallbacks(self) -> tuple[str, ...]:
         """Implementations that were passed over, each with its reasons."""
         return tuple(line for choice in self.ops for line in choice.passed_over)
+
+    @property
+    def decoding(self) -> str:
+        """What makes the frames, and how, in words."""
+        by = "vae" if self.request.decoder == "vae" else "tiny (class lossy: it changes the picture)"
+        return f"{by}, {self.decode}"
 
     @property
     def exact(self) -> bool:
@@ -202,7 +211,9 @@ class GenerationPlan:
             "fits": self.fits,
             "would_fit": list(self.would_fit),
             "least_bytes": self.least_bytes,
+            "decoder": self.request.decoder,
             "decode": self.decode.to_dict(),
+            "preview": None if self.preview is None else asdict(self.preview),
             "notes": list(self.notes),
         }
 
@@ -221,7 +232,8 @@ def _lines(plan: GenerationPlan) -> list[str]:
         ("steps", _steps(plan)),
         ("guidance", _guidance(plan)),
         ("runs as", f"{plan.dtype} on {plan.device}, backend {plan.backend}, quality {plan.quality}"),
-        ("decoding", str(plan.decode)),
+        *([("preview", str(plan.preview))] if plan.preview is not None else []),
+        ("decoding", plan.decoding),
         ("ops", ", ".join(f"{choice.op} {choice.impl}" for choice in plan.ops)),
     ]
     return [f"{name:<10}{text}" for name, text in rows]

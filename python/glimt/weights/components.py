@@ -171,6 +171,7 @@ def _kinds() -> dict[str, Kind]:
             quantize=WanTransformer.quantize,
         ),
         "AutoencoderKLWan": Kind(_vae),
+        "TinyAutoencoder": Kind(_tiny),
         "UMT5EncoderModel": Kind(_text_encoder, ("wo",), half_only=True),
         "CLIPVisionModel": Kind(_image_encoder, ignore=("position_ids", "visual_projection")),
         "CLIPVisionModelWithProjection": Kind(_image_encoder, ignore=("position_ids", "visual_projection")),
@@ -187,6 +188,13 @@ def _vae(config: Mapping[str, Any]) -> nn.Module:
     from glimt.models.wan.vae import WanVae
 
     return WanVae(WanVaeConfig.from_dict(config))
+
+
+def _tiny(config: Mapping[str, Any]) -> nn.Module:
+    from glimt.models.taehv.config import TinyConfig
+    from glimt.models.taehv.model import TinyAutoencoder
+
+    return TinyAutoencoder(TinyConfig.from_dict(config))
 
 
 def _text_encoder(config: Mapping[str, Any]) -> nn.Module:

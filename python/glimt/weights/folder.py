@@ -2,6 +2,7 @@
 
     model_index.json                        which class each component is, and settings of the pipeline
     transformer/  vae/  text_encoder/ ...   config.json and safetensors files of each
+    tiny_decoder/                           if there is one; the index does not name it (``weights/tiny.py``)
 
 Tensors are matched by the headers of their files with the modules they are for; importing this module imports no torch,
 reading a folder does.
@@ -42,6 +43,9 @@ def _check_text_encoder(config: Mapping[str, Any]) -> object:
     from glimt.models.umt5 import Umt5Config
 
     return Umt5Config.from_dict(config)
+
+
+TINY = "tiny_decoder"
 
 
 @dataclass(frozen=True)
@@ -198,10 +202,14 @@ class CheckpointFolder:
             solver=spec.solver,
         )
 
-    def digest(self) -> str:
-        """SHA-256, in hex, over all components' digests and the pipeline's settings."""
-        parts = {name: component.digest() for name, component in self.components.items()}
-        return digest.combined_digest({**parts, "": digest.config_digest(self.settings)})
+    def digests(self, *, tiny: bool = False) -> dict[str, str]:
+        """SHA-256, in hex, of each component; of the tiny decoder with ``tiny`` only, as it decides no frame unless it
+        is asked to decode."""
+        return {name: part.digest() for name, part in self.components.items() if tiny or name != TINY}
+
+    def digest(self, *, tiny: bool = False) -> str:
+        """SHA-256, in hex, over :meth:`digests` and the pipeline's settings."""
+        return digest.combined_digest({**self.digests(tiny=tiny), "": digest.config_digest(self.settings)})
 
     def with_components(self, components: Iterable[Component]) -> CheckpointFolder:
         """The same checkpoint with some components added or replaced."""
@@ -236,6 +244,7 @@ def read_folder(root: Path, *, name: str = "", allow_pickle: bool = False) -> Ch
             continue
         if component is not None:
             components[role] = component
+    problems += _add_tiny(root, components)
     absent = [role for role in ROLES if ROLES[role].required and not isinstance(index.get(role), list)]
     problems += [f"{index_file}: names no {role!r}" for role in absent]
     problems += [f"{index_file}: {problem}" for problem in _unmet_needs(index, components)]
@@ -251,6 +260,19 @@ def read_folder(root: Path, *, name: str = "", allow_pickle: bool = False) -> Ch
         MappingProxyType(settings),
         MappingProxyType(components),
     )
+
+
+def _add_tiny(root: Path, components: dict[str, Component]) -> list[str]:
+    """The tiny decoder joins ``components`` where the folder has one; what is wrong with it."""
+    from glimt.weights.tiny import read_tiny
+
+    if not (root / TINY).is_dir() or "vae" not in components:
+        return []
+    try:
+        components[TINY] = read_tiny(root / TINY / "model.safetensors", components["vae"])
+    except CheckpointError as error:
+        return list(error.problems)
+    return []
 
 
 def describe_folder(root: Path) -> str:

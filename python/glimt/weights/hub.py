@@ -18,7 +18,7 @@ from typing import Any
 from glimt.errors import CheckpointError, MissingDependencyError
 from glimt.models.zoo import BUNDLED, KNOWN
 from glimt.suggest import did_you_mean, nearest
-from glimt.weights.folder import ROLES, CheckpointFolder, Component, read_folder
+from glimt.weights.folder import ROLES, TINY, CheckpointFolder, Component, read_folder
 from glimt.weights.official import is_official_folder, transformers, with_base
 
 _HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
@@ -217,6 +217,7 @@ def download_patterns(*, allow_pickle: bool = False) -> list[str]:
         endings = ["safetensors", "safetensors.index.json", *(["bin"] if allow_pickle else [])]
         series = [f"{name}/{role.stem}{middle}.{end}" for middle in ("", "-*") for end in endings]
         patterns += [f"{name}/{role.config}", *series]
+    patterns.append(f"{TINY}/model.safetensors")
     return [*patterns, *(f"{expert}/*" for expert in ("high_noise_model", "low_noise_model"))]
 
 

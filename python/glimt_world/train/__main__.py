@@ -1,4 +1,4 @@
-"""``python -m glimt_world.train {all,vae,dit,export}``: on a GPU where there is one; every stage resumes."""
+"""``python -m glimt_world.train {all,vae,dit,tiny,export}``: on a GPU where there is one; every stage resumes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 
 from glimt_world.train.forms import FORMS, form_of
+
+BUNDLED = Path(__file__).parents[1] / "checkpoint"
 
 
 def main() -> None:
@@ -25,6 +27,10 @@ def main() -> None:
     dit.add_argument("--vae", type=Path, required=True, help="folder of the vae stage, or a checkpoint")
     dit.add_argument("--minutes", type=float, default=360.0, help="wall time of the whole run, resumes included")
     dit.add_argument("--start", type=Path, help="checkpoint to begin from, instead of fresh weights")
+    tiny = stages.add_parser("tiny", help="a tiny decoder of the TAEHV form, on the autoencoder of VAE")
+    tiny.add_argument("folder", type=Path)
+    tiny.add_argument("--vae", type=Path, default=BUNDLED, help="folder of the vae stage, or a checkpoint (bundled)")
+    tiny.add_argument("--minutes", type=float, default=60.0, help="wall time of the whole run, resumes included")
     for stage in (everything, vae, dit):
         stage.add_argument("--form", choices=FORMS, default="small", help="small: two CPU cores; large: a GPU")
     for stage in (everything, vae):
@@ -35,6 +41,7 @@ def main() -> None:
     export.add_argument("target", type=Path)
     export.add_argument("--vae", type=Path, required=True)
     export.add_argument("--dit", type=Path, required=True)
+    export.add_argument("--tiny", type=Path, help="folder of the tiny stage")
     args = parser.parse_args()
     _STAGES[args.stage](args)
 
@@ -71,13 +78,22 @@ def _dit(args: argparse.Namespace) -> None:
     dit.train(args.folder, args.form, vae, minutes=args.minutes, start=args.start, batch=args.batch)
 
 
+def _tiny(args: argparse.Namespace) -> None:
+    from glimt_world.train import export, tiny
+
+    vae = export.load_vae(args.vae)
+    size, num_frames = export.clips_of(args.vae)
+    model = tiny.train(args.folder, vae, size=size, num_frames=num_frames, minutes=args.minutes)
+    print(tiny.report(tiny.compare(model, vae, 16, size=size)))
+
+
 def _export(args: argparse.Namespace) -> None:
     from glimt_world.train.export import export
 
-    export(args.vae, args.dit, args.target)
+    export(args.vae, args.dit, args.target, args.tiny)
 
 
-_STAGES = {"all": _all, "vae": _vae, "dit": _dit, "export": _export}
+_STAGES = {"all": _all, "vae": _vae, "dit": _dit, "tiny": _tiny, "export": _export}
 
 
 if __name__ == "__main__":

@@ -64,6 +64,15 @@ def load_vae(folder: Path) -> WanVae:
     return model.eval().requires_grad_(False)
 
 
+def clips_of(folder: Path) -> tuple[int, int]:
+    """Size and number of frames of the clips that a checkpoint, or a training folder, is for."""
+    if (folder / "model_index.json").exists():
+        card = read_folder(folder).card()
+        return card.height, card.num_frames
+    form = form_of(folder)
+    return form.size, form.num_frames
+
+
 def _averaged(folder: Path) -> dict[str, Tensor]:
     state: dict[str, Any] = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
     weights: dict[str, Tensor] = state["average"]["weights"]
@@ -104,8 +113,19 @@ def _config(kind: str, config: WanTransformerConfig | WanVaeConfig) -> dict[str,
     return {"_class_name": kind, **values}
 
 
-def write_checkpoint(target: Path, vae: WanVae, form: Form, weights: dict[str, Tensor], tokenizer_of: Path) -> None:
-    """Write a checkpoint to ``target``, replacing what is there; ``weights``: of transformer and text encoder."""
+def write_checkpoint(
+    target: Path,
+    vae: WanVae,
+    form: Form,
+    weights: dict[str, Tensor],
+    tokenizer_of: Path,
+    tiny: Path | None = None,
+) -> None:
+    """Write a checkpoint to ``target``, replacing what is there.
+
+    Args:
+        weights: of transformer and text encoder. ``tiny``: file of a tiny decoder that goes along.
+    """
     defaults = dataclasses.replace(KNOWN[BUNDLED], height=form.size, width=form.size, num_frames=form.num_frames)
     parts: dict[str, dict[str, Tensor]] = {"transformer.": {}, "text_encoder.": {}}
     for name, value in weights.items():
@@ -124,10 +144,20 @@ def write_checkpoint(target: Path, vae: WanVae, form: Form, weights: dict[str, T
     encoder.load_state_dict(parts["text_encoder."])
     encoder.half().save_pretrained(target / "text_encoder")
     shutil.copytree(tokenizer_of / "tokenizer", target / "tokenizer")
+    if tiny is not None:
+        put_tiny_decoder(tiny, target)
     for path in target.rglob("*.safetensors"):
         path.chmod(0o644)  # safetensors writes them for their owner alone
 
 
-def export(vae_folder: Path, dit_folder: Path, target: Path) -> None:
-    """The averaged weights of two training folders as one checkpoint."""
-    write_checkpoint(target, load_vae(vae_folder), form_of(dit_folder), _averaged(dit_folder), dit_folder)
+def put_tiny_decoder(file: Path, checkpoint: Path) -> None:
+    """The tiny decoder in ``file`` becomes that of ``checkpoint``. No index names it, so Diffusers passes it over."""
+    folder = checkpoint / "tiny_decoder"
+    folder.mkdir(exist_ok=True)
+    shutil.copyfile(file, folder / "model.safetensors")
+
+
+def export(vae_folder: Path, dit_folder: Path, target: Path, tiny_folder: Path | None = None) -> None:
+    """The averaged weights of two training folders as one checkpoint, with the tiny decoder of a third."""
+    tiny = tiny_folder / "model.safetensors" if tiny_folder is not None else None
+    write_checkpoint(target, load_vae(vae_folder), form_of(dit_folder), _averaged(dit_folder), dit_folder, tiny)
