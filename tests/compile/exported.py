@@ -48,16 +48,20 @@ def in_precision(model: WanTransformer, precision: str) -> WanTransformer:
     """A copy whose parameters have the dtypes that loading gives them."""
     other = WanTransformer(model.config).eval()
     state = {
-        name: tensor.clone() if keeps_fp32(name) else tensor.to(DTYPES[precision])
+        name: tensor.to(torch.float32 if keeps_fp32(name) else DTYPES[precision], copy=True)
         for name, tensor in model.state_dict().items()
     }
     other.load_state_dict(state, assign=True)
     return other
 
 
-@cache
 def graph(name: str, precision: str = "fp32") -> tuple[TransformerGraph, ExportedGraph]:
     """The graph of a model with guidance; in the form with known frames where the variant has them."""
+    return _graph(name, precision)
+
+
+@cache
+def _graph(name: str, precision: str) -> tuple[TransformerGraph, ExportedGraph]:
     timesteps = "frame" if name in ("ti2v", "bundled") else "sample"
     model = in_precision(transformer(name, 2 if precision == "fp32" else 1), precision)
     spec = TransformerGraph(model, prompts=2, timesteps=timesteps)
@@ -85,16 +89,16 @@ def feed(spec: TransformerGraph, grid: tuple[int, int, int]) -> Tensors:
     return spec.pack(latents, time, context, rope_tables(config.attention_head_dim, grid))
 
 
-def eager(spec: TransformerGraph, tensors: Tensors) -> torch.Tensor:
-    """What the model itself makes of the same tensors in float32, its weights those of the graph."""
-    wide = in_precision(spec.model, "fp32")
-    latents, temb, proj, cos, sin, bias, *rest = (tensor.float() for tensor in tensors.values())
-    each = len(rest) // len(wide.blocks)
+def eager(spec: TransformerGraph, tensors: Tensors, *, wide: bool = True) -> torch.Tensor:
+    """What the model itself makes of the same tensors, its weights those of the graph; ``wide``: in float32."""
+    model = in_precision(spec.model, "fp32") if wide else spec.model
+    latents, temb, proj, cos, sin, bias, *rest = (tensor.float() if wide else tensor for tensor in tensors.values())
+    each = len(rest) // len(model.blocks)
     layers = tuple(
         CrossContext(k, v, bias, *image) for k, v, *image in (rest[i : i + each] for i in range(0, len(rest), each))
     )
     with torch.no_grad():
-        return wide(
+        return model(
             latents, Modulation(temb, proj), TextContext(layers), rope=RopeTables(cos.flatten(0, 2), sin.flatten(0, 2))
         )
 

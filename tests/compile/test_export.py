@@ -35,7 +35,10 @@ def test_same_numbers_in_a_second_runtime_at_sizes_never_exported(name: str, pre
         tensors = exported.feed(spec, grid)
         found = exported.run(way, graph, tensors, spec)["velocity"]
         assert found.dtype == spec.precision
-        assert tiny.relative_error(found, exported.eager(spec, tensors)) <= TOLERANCE[precision], grid
+        expected = exported.eager(spec, tensors)
+        # Eight layers in float16 are further than that from float32 in PyTorch too.
+        own = tiny.relative_error(exported.eager(spec, tensors, wide=False), expected) if precision == "fp16" else 0.0
+        assert tiny.relative_error(found, expected) <= max(TOLERANCE[precision], 1.1 * own), grid
 
 
 def test_the_variant_that_is_left_out_has_the_form_of_one_that_is_not() -> None:

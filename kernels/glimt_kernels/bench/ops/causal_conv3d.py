@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -36,13 +36,19 @@ def eager(x: Tensor, weight: Tensor, bias: Tensor, past: Tensor, plus: Tensor, i
     return F.conv3d(torch.cat([past, x], dim=2), weight, bias, padding=(0, 1, 1)) + plus
 
 
-def honest(x: Tensor, weight: Tensor, bias: Tensor, past: Tensor, plus: Tensor, interleave: bool = False) -> Tensor:
-    """:func:`eager`, on a CPU by the library that PyTorch takes for all but short clips: it sums one product after the
-    other, as convolutions do, where the other one sums in blocks, with a third of the error."""
+def honest(args: Sequence[Tensor]) -> Callable[..., Tensor]:
+    """On a CPU in float32 the further from exact of the two libraries that PyTorch chooses between by size: one sums in
+    blocks, the other product after product, and either may have a third of the other's error."""
+    x, weight, bias, past, plus = args
     if x.device.type != "cpu" or x.dtype != torch.float32 or not has_onednn():
-        return eager(x, weight, bias, past, plus)
-    frames, one = torch.cat([past, x], dim=2), (1, 1, 1)
-    return torch.mkldnn_convolution(frames, weight, bias, (0, 1, 1), one, one, 1) + plus
+        return eager
+    frames, one, exact = torch.cat([past, x], dim=2), (1, 1, 1), exact_lines(args)
+    found = [
+        eager(x, weight, bias, past, plus),
+        torch.mkldnn_convolution(frames, weight, bias, (0, 1, 1), one, one, 1) + plus,
+    ]
+    worse = max(found, key=lambda y: float((y[..., :LINES, :] - exact).norm()))
+    return lambda *_: worse
 
 
 def tensors(
@@ -87,7 +93,7 @@ def _workload(name: str, shape: Shape, factor: int, dtype: torch.dtype, device: 
         flops=flops,
         num_bytes=num_bytes,
         exact=lambda: [exact_lines(args)],
-        honest=honest,
+        honest=honest(args),
         part=part,
         kind="matrix",
     )
