@@ -63,13 +63,16 @@ def in_chunks(form: str, precision: str, way: str, latents: torch.Tensor, steps:
 def test_chunks_in_a_second_runtime_are_the_whole_clip(form: str, precision: str) -> None:
     model = decoder(form, precision)
     wide = copy.deepcopy(model).float()
+    torch.manual_seed(0)
     for f, h, w, steps in CLIPS:
         latents = torch.randn(1, model.config.z_dim, f, h, w).to(exported.DTYPES[precision])
         found = in_chunks(form, precision, "function", latents, steps)
         with torch.no_grad():
             expected = wide.decode_whole(latents.float())
+            # PyTorch in float16 may itself be a little further than that from float32.
+            own = tiny.relative_error(model.decode_whole(latents), expected) if precision == "fp16" else 0.0
         assert found.dtype == exported.DTYPES[precision]
-        assert tiny.relative_error(found, expected) <= TOLERANCE[precision], (f, h, w, steps)
+        assert tiny.relative_error(found, expected) <= max(TOLERANCE[precision], 1.1 * own), (f, h, w, steps)
 
 
 @pytest.mark.parametrize("form", FORMS)

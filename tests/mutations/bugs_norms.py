@@ -214,7 +214,7 @@ RMS_NORM_SILU = [
     silu(
         _SILU + "test_triton_within_budget",
         "the sum of squares is that of the last piece",
-        "total += tl.sum(value * value, 1)",
+        "total += tl.sum(value.to(WORKING) * value, 1)",
         "total = tl.sum(value * value, 1)",
     ),
     silu(
