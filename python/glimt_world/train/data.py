@@ -24,19 +24,6 @@ def scenes(seed: int, *, held_out: bool = False, two: float = 0.3) -> Iterator[S
             yield scene
 
 
-def lessons(seed: int) -> Iterator[Scene]:
-    """Scenes for training, the hard ones more often: 40 % hold two things, and in 30 % something spins.
-
-    Drawn evenly (15 and 16 %), spinning came out still in four of five clips, for a turn changes few pixels and no
-    outline; and of two motions in one clip both were right in half of them.
-    """
-    rng = np.random.default_rng(seed)
-    for scene in scenes(seed, two=0.6):
-        spins = any(thing.motion == "spinning" for thing in scene.things)
-        if spins or rng.random() < 0.6:
-            yield scene
-
-
 def to_pixels(frames: npt.NDArray[np.uint8]) -> Tensor:
     """uint8 [F, H, W, 3] -> float32 [3, F, H, W] in [-1, 1]."""
     return torch.from_numpy(frames).permute(3, 0, 1, 2).float().div_(127.5).sub_(1.0)

@@ -9,7 +9,7 @@ from torch import Tensor
 from glimt.models.wan.vae import WanVae
 from glimt_world.render import render
 from glimt_world.scene import Scene
-from glimt_world.train.data import lessons, presence, to_pixels
+from glimt_world.train.data import presence, scenes, to_pixels
 from glimt_world.train.forms import Form
 
 
@@ -21,7 +21,7 @@ class LatentStore:
 
     def __init__(self, vae: WanVae, form: Form, *, capacity: int, seed: int) -> None:
         self.vae, self.form, self.capacity = vae, form, capacity
-        self.source = lessons(seed)
+        self.source = scenes(seed)
         self.scenes: list[Scene] = []
         self.latents: list[Tensor] = []
         self.things: list[Tensor] = []
