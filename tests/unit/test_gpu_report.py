@@ -234,8 +234,10 @@ def test_each_forward_is_kept_at_once_and_those_that_compile_come_last(
     done = [(row["shape"], row["provider"], "median_ms" in row) for row in rows_in(tmp_path)]
     assert done == [
         ("wan-1.3b-480p", "glimt", True),
+        ("wan-1.3b-480p", "glimt 8-bit", True),
         ("wan-1.3b-480p", "diffusers", True),
         ("wan-14b-480p", "glimt", True),
+        ("wan-14b-480p", "glimt 8-bit", True),
         ("wan-14b-480p", "diffusers", False),
     ]
     assert {name for _, name in forward.missing(rows, forward.CASES)} == {"diffusers compile cudnn"}

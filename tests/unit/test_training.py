@@ -139,6 +139,7 @@ def test_the_rate_rises_stays_and_falls() -> None:
 
 
 def test_known_frames_are_edges_or_spans_and_leave_something_to_make() -> None:
+    assert not dit.known_frames(500, 3, np.random.default_rng(0)).all(1).any()
     known = dit.known_frames(2000, 9, np.random.default_rng(0))
     assert 0.2 < known.any(1).float().mean() < 0.3
     assert not known.all(1).any()

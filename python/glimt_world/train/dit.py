@@ -77,7 +77,7 @@ def known_frames(count: int, frames: int, rng: np.random.Generator) -> Tensor:
     """Bool [count, frames]: which latent frames of each clip are given rather than generated."""
     known = np.zeros((count, frames), bool)
     for row in known:
-        kind, edge = rng.random(), int(rng.choice([1, 1, 2, 3]))
+        kind, edge = rng.random(), min(int(rng.choice([1, 1, 2, 3])), max(1, (frames - 1) // 2))
         if kind < 0.10:
             row[:edge] = True
         elif kind < 0.15:
