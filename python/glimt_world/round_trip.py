@@ -1,6 +1,7 @@
 """``python -m glimt_world.round_trip [CHECKPOINT]``: how well the autoencoder gives held-out clips back, and with
 ``--judge`` how much of them can still be read: about what a transformer on it can reach. With ``--clip FILE`` it is
-any video, of which it was never shown the like, a frame at a time from the file and back."""
+any video, of which it was never shown the like, a frame at a time from the file and back. With ``--tiny`` it is the
+checkpoint's tiny decoder beside the full one."""
 
 from __future__ import annotations
 
@@ -64,6 +65,17 @@ def file_trip(vae: WanVae, path: Path, frames: int | None) -> str:
     return f"round trip of {count} frames of {clip.path.name}: mean {np.mean(found):.2f} dB, worst {min(found):.2f} dB"
 
 
+def tiny_trips(checkpoint: Path, vae: WanVae, clips: int) -> str:
+    """The checkpoint's tiny decoder beside ``vae``, on held-out clips."""
+    from glimt.models.taehv.model import TinyAutoencoder
+    from glimt.weights.folder import TINY, read_folder
+    from glimt_world.train import tiny
+
+    model = read_folder(checkpoint).load_component(TINY, "cpu", torch.float32)
+    assert isinstance(model, TinyAutoencoder)
+    return tiny.report(tiny.compare(model, vae, clips, size=96))
+
+
 def report(found: list[float]) -> str:
     return f"round trip of {len(found)} held-out clips: mean {np.mean(found):.2f} dB, worst {min(found):.2f} dB"
 
@@ -73,12 +85,16 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path, nargs="?", default=BUNDLED, help="checkpoint or vae training folder")
     parser.add_argument("--clips", type=int, default=64)
     parser.add_argument("--judge", action="store_true", help="also read what came back, as the judge reads clips")
+    parser.add_argument("--tiny", action="store_true", help="the tiny decoder beside the full one instead")
     parser.add_argument("--clip", type=Path, metavar="FILE", help="a video in place of clips of the world")
     parser.add_argument("--frames", type=int, help="only the first so many of it: 4 n + 1")
     args = parser.parse_args()
     vae = load_vae(args.checkpoint)
     if args.clip is not None:
         print(file_trip(vae, args.clip, args.frames))
+        return
+    if args.tiny:
+        print(tiny_trips(args.checkpoint, vae, args.clips))
         return
     if not args.judge:
         print(report(round_trips(vae, args.clips)))

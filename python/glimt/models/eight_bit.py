@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from glimt_kernels import QuantizedWeight, linear_quant, linear_w8a8, quantize_weight
+from glimt_kernels import QuantizedWeight, ada_norm_8bit, linear_quant, linear_w8a8, quantize_weight
 from glimt_kernels.linear_quant.quantize import KINDS
 
 
@@ -66,6 +66,14 @@ class EightBitLinear(nn.Module):
             whole = QuantizedWeight(self.levels, self.scales, self.kind)
             y = linear_quant(x.reshape(*own, -1), whole, self.bias, activation=activation, gate=gate, residual=added)
         return y.view(*tokens.shape[:2], -1)
+
+
+def norm_rows(x: Tensor, shift: Tensor, scale: Tensor, eps: float, kind: str) -> Rows:
+    """``layer_norm(x) * (1 + scale) + shift`` with ``shift, scale [B, G, D]`` of each group of tokens, in levels."""
+    groups, width = x.view(x.shape[0] * scale.shape[1], -1, x.shape[2]), x.shape[2]
+    scale, shift = scale.view(-1, 1, width), shift.view(-1, 1, width)
+    levels, scales = ada_norm_8bit(groups, scale, shift, eps, dtype=dtype_of(kind))
+    return Rows(levels.view(x.shape), scales.view(x.shape[:2]), x.dtype)
 
 
 def dtype_of(kind: str) -> torch.dtype:

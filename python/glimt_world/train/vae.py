@@ -1,6 +1,8 @@
 """Train the autoencoder on short clips; its statistics are measured at the end.
 
 Loss: mean absolute error + 0.5 x mean squared error of pixels + a small Kullback-Leibler term, for smooth latents.
+
+Tried and dropped: ``--decoder-only`` for eleven minutes from the bundled weights, on busy cores: 31.55 to 31.64 dB.
 """
 
 from __future__ import annotations

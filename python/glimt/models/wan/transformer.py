@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from glimt.models.eight_bit import EightBitLinear, Rows, dtype_of
+from glimt.models.eight_bit import EightBitLinear, Rows, norm_rows
 from glimt.models.linear import Linear, fuses, linear
 from glimt.models.wan.config import WanTransformerConfig
 from glimt.models.wan.context import CrossContext, FoldedText, Modulation, TextContext, TimeContext, fold_padding
@@ -37,7 +37,6 @@ from glimt.models.wan.layers import ConditionEmbedder, Fp32LayerNorm, Mlp, RmsNo
 from glimt.models.wan.rope import RopeTables, rope_tables, rotate
 from glimt_kernels import (
     ada_norm,
-    ada_norm_8bit,
     attention,
     attention_8bit_levels,
     estimate_k_mean,
@@ -221,14 +220,6 @@ def norm_modulate(x: Tensor, norm: Fp32LayerNorm, shift: Tensor, scale: Tensor) 
     return ada_norm(groups, scale.view(-1, 1, x.shape[2]), shift.view(-1, 1, x.shape[2]), norm.eps).view(x.shape)
 
 
-def norm_modulate_8bit(x: Tensor, norm: Fp32LayerNorm, shift: Tensor, scale: Tensor, kind: str) -> Rows:
-    """:func:`norm_modulate`, rounded from float32 to eight bits."""
-    groups, width = _as_rows(x, scale.shape[1]), x.shape[2]
-    modulation = scale.view(-1, 1, width), shift.view(-1, 1, width)
-    levels, scales = ada_norm_8bit(groups, *modulation, norm.eps, dtype=dtype_of(kind))
-    return Rows(levels.view(x.shape), scales.view(x.shape[:2]), x.dtype)
-
-
 def _as_rows(x: Tensor, groups: int) -> Tensor:
     """``[B, N, D] -> [B G, N / G, D]``: one row per group of tokens that share a timestep."""
     return x.view(x.shape[0] * groups, -1, x.shape[2])
@@ -259,7 +250,7 @@ class Block(nn.Module):
     def modulated(self, x: Tensor, norm: Fp32LayerNorm, shift: Tensor, scale: Tensor) -> Tensor | Rows:
         """What the next product takes."""
         if self.eight_bit is not None:
-            return norm_modulate_8bit(x, norm, shift, scale, self.eight_bit)
+            return norm_rows(x, shift, scale, norm.eps, self.eight_bit)
         return norm_modulate(x, norm, shift, scale)
 
     def forward(self, x: Tensor, context: CrossContext, modulation: Tensor, rope: RopeTables) -> Tensor:

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from glimt_kernels import Case, rms_norm_silu
+from glimt_kernels import Case, fold_upsample, rms_norm_silu
 from glimt_kernels.linear.onednn import library, runs_onednn
 
 Triple = tuple[int, int, int]
@@ -155,23 +155,6 @@ def upsample_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def folds_upsample(x: Tensor, weight: Tensor) -> bool:
     """Whether :class:`FoldedConv` computes what :func:`upsample_conv` does, and faster."""
     return runs_onednn(x, weight) and min(x.shape) > 0
-
-
-def fold_upsample(weight: Tensor) -> Tensor:
-    """``[C_out, C, 3, 3]`` over a doubled picture -> ``[4 C_out, C, 2, 2]`` over the small one.
-
-    Output channel ``(2 py + px) C_out + c`` is channel ``c`` of the pixel at row ``py``, column ``px`` of the four.
-    Along one axis, phase 0 sees the pixel before with weight 0 and its own with weights 1 + 2; phase 1 its own with
-    0 + 1 and the next with 2.
-    """
-    rows = torch.stack([_pair(weight, 2, phase) for phase in (0, 1)])
-    phases = torch.stack([_pair(rows, 4, phase) for phase in (0, 1)], dim=1)
-    return phases.flatten(0, 2).contiguous()
-
-
-def _pair(weight: Tensor, dim: int, phase: int) -> Tensor:
-    a, b, c = weight.unbind(dim)
-    return torch.stack([a, b + c] if phase == 0 else [a + b, c], dim)
 
 
 class FoldedConv(NamedTuple):
