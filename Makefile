@@ -68,8 +68,8 @@ $(VENV)/.stamp-install: $(INSTALL_INPUTS) $(VENV)/.stamp-torch
 
 $(VENV)/.stamp-test: $(INSTALL_INPUTS) $(VENV)/.stamp-torch
 	@echo "building and installing glimt with what its tests need"
-	@$(PIP) --no-deps nvidia-cutlass # headers; what it depends on is for its Python
-	@$(PIP) --no-build-isolation -e '.[test,oracle,judge,train,triton,bench,onnx]'
+	@$(PIP) --no-deps nvidia-cutlass # headers; what it depends on is for its Python, of which pip would warn
+	@$(PIP) --no-warn-conflicts --no-build-isolation -e '.[test,oracle,judge,train,triton,bench,onnx]'
 	@touch $@ $(VENV)/.stamp-install
 
 # Triton 3.6.0 for older stacks. All else, PyTorch above all, is that of .venv, whose packages come behind its own.
