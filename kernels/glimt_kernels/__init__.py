@@ -1,7 +1,7 @@
 """Kernels of glimt, usable and measurable without the engine.
 
 Every op is a plain function over torch tensors with one contract, a reference that defines it, and faster
-implementations that :mod:`glimt_kernels.dispatch` chooses among. ``dispatch.inventory()`` lists them all.
+implementations that :mod:`glimt_kernels.dispatch` chooses among. ``inventory()`` lists them all.
 """
 
 from glimt_kernels.ada_norm.api import ada_norm, ada_norm_8bit, gated_ada_norm, gated_ada_norm_8bit
@@ -13,7 +13,6 @@ from glimt_kernels.chunk_attention.ring import KvRing
 from glimt_kernels.dispatch import (
     Case,
     UnsupportedError,
-    inventory,
     references_only,
     select,
     unsupported_reasons,
@@ -24,6 +23,7 @@ from glimt_kernels.guidance_step.api import guidance_step
 from glimt_kernels.linear.api import linear
 from glimt_kernels.linear_quant.api import linear_quant, linear_w8, linear_w8a8, quantize_rows
 from glimt_kernels.linear_quant.quantize import QuantizedWeight, quantize_weight
+from glimt_kernels.listing import inventory
 from glimt_kernels.native import instruction_set
 from glimt_kernels.norm.api import layer_norm, rms_norm
 from glimt_kernels.qk_norm_rope.api import qk_norm_rope

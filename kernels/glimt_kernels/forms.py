@@ -1,6 +1,6 @@
 """The forms of an op's calls between which its choice of an implementation may differ; an op not named has one.
 
-What :func:`glimt_kernels.dispatch.inventory` goes through, at the head_dim and sizes that models have.
+What :func:`glimt_kernels.listing.inventory` goes through, at the head_dim and sizes that models have.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ import torch
 
 import glimt_kernels  # noqa: F401  (importing it defines the operations)
 from glimt_kernels import native, triton_env
-from glimt_kernels.dispatch import Candidate, Case, candidates, inventory, unsupported_reasons
+from glimt_kernels.dispatch import Candidate, Case, candidates, op_names, unsupported_reasons
 from glimt_kernels.forms import FORMS, Form
 from glimt_kernels.linear import onednn
 from glimt_kernels.linear_quant import int_mm
@@ -61,7 +61,7 @@ def lines() -> Iterator[str]:
     yield f"| op | CPU | {' | '.join(f'sm_{arch}' for arch in ARCHS)} |"
     yield f"|---|---|{'---|' * len(ARCHS)}"
     rows = list(read_table(TABLES["3.7.1"]).values())
-    for op in sorted({row["op"] for row in inventory()}):
+    for op in op_names():
         forms: Mapping[str, Form] = FORMS.get(op, {"": lambda case: case})
         together: dict[tuple[str, ...], list[str]] = {}
         for form, of_form in forms.items():  # with the log-sum-exp or without it, a build is one

@@ -121,7 +121,7 @@ def test_what_it_names_but_cannot_run_leaves_the_built_in_order() -> None:
 
 def test_the_inventory_shows_it_where_all_sizes_agree() -> None:
     def shown() -> str:
-        (row,) = (row for row in dispatch.inventory(device=CPU) if row["op"] == "ada_norm" and row["chosen"])
+        (row,) = (row for row in kernels.inventory(device=CPU) if row["op"] == "ada_norm" and row["chosen"])
         return str(row["impl"])
 
     tuned.write(CPU, {tuned.key("ada_norm", call()): "reference"})

@@ -104,8 +104,7 @@ def _implementations() -> dict[str, list[dict[str, Any]]]:
     """The inventory of operations for each device that is here, in the dtype that it is used with."""
     import torch
 
-    import glimt_kernels  # noqa: F401  (importing it defines the operations)
-    from glimt_kernels import dispatch
+    from glimt_kernels import dispatch, inventory
     from glimt_kernels.forms import FORMS
     from glimt_kernels.linear import onednn
 
@@ -115,6 +114,6 @@ def _implementations() -> dict[str, list[dict[str, Any]]]:
         arch = dispatch.arch_of(torch.device(device))
         cases[device, f"{device} sm_{arch} bfloat16"] = dispatch.Case("cuda", torch.bfloat16, arch=arch)
     return {
-        name: [*onednn.inventory(case), *dispatch.inventory(case, FORMS, torch.device(device))]
+        name: [*onednn.inventory(case), *inventory(case, FORMS, torch.device(device))]
         for (device, name), case in cases.items()
     }
