@@ -194,8 +194,8 @@ def recording(record: Record | None = None) -> Iterator[Record]:
 
 
 def is_recording() -> bool:
-    """Whether this is inside :func:`recording`."""
-    return _RECORD.get() is not None
+    """Whether this is inside :func:`recording`; never so to a graph that is being compiled, which would break here."""
+    return not torch.compiler.is_compiling() and _RECORD.get() is not None
 
 
 def note(*choices: Choice) -> None:
