@@ -16,7 +16,7 @@ from glimt.models.wan.config import WanTransformerConfig, WanVaeConfig
 from glimt_world.captions import Caption, Stated
 from glimt_world.render import render
 from glimt_world.round_trip import round_trips
-from glimt_world.train import data, dit, export, forms, vae, words
+from glimt_world.train import data, dit, export, forms, latents, vae, words
 from glimt_world.train import tiny as tiny_stage
 from glimt_world.train.muon import orthogonalize
 from glimt_world.train.run import learning_rate
@@ -192,8 +192,39 @@ def test_a_step_takes_some_frames_in_order_and_the_first_more_often() -> None:
 
 def test_diets_go_from_single_frames_to_whole_clips() -> None:
     chances = np.linspace(0, 0.999, 200)
-    share = [sum(dit.diet_at(progress, chance) is dit.WHOLE for chance in chances) for progress in (0.1, 0.3, 0.8)]
+    taken = [[dit.diet_at(progress, chance) for chance in chances] for progress in (0.1, 0.3, 0.8)]
+    share = [sum(diet.frames == 0 for diet in diets) for diets in taken]
     assert share == sorted(share) and share[0] == 0 and share[2] > 100
+    assert not any(diet.standing for diet in taken[0]) and all(set(dit.STANDING) <= set(diets) for diets in taken[1:])
+
+
+def test_what_differs_between_frames_counts_more_and_known_frames_do_not() -> None:
+    """Of errors of one size, those that change sign between frames cost 1 + change, those in every frame 1."""
+    known = torch.tensor([[True, False, False]])
+    things = torch.zeros(1, 3, 4, 4, dtype=torch.bool)
+    sign = torch.tensor([7.0, 1.0, -1.0]).view(1, 1, 3, 1, 1)
+    changing, steady = sign.expand(1, 2, 3, 4, 4), sign.abs().expand(1, 2, 3, 4, 4)
+    loss = [dit.flow_loss(off, known, things, change=3.0, first=False) for off in (steady, changing)]
+    torch.testing.assert_close(torch.stack(loss), torch.tensor([1.0, 4.0]))
+
+
+def test_the_conditional_mean_makes_the_loss_least() -> None:
+    """Also with weights: no constant prediction of random velocities does better than their mean."""
+    torch.manual_seed(0)
+    velocities = torch.randn(4096, 1, 3, 1, 1) * torch.tensor([1.0, 2.0, 3.0]).view(1, 1, 3, 1, 1) + 0.5
+    known, things = torch.zeros(4096, 3, dtype=torch.bool), torch.ones(4096, 3, 1, 1, dtype=torch.bool)
+    mean = velocities.mean(dim=0).clone().requires_grad_()
+    dit.flow_loss(mean - velocities, known, things, change=4.0, first=True).backward()
+    assert mean.grad is not None and mean.grad.abs().max() < 1e-5
+
+
+def test_lessons_of_what_stands_hold_nothing_else() -> None:
+    source = latents.with_standing(3)
+    scenes = [next(source) for _ in range(40)]
+    assert all(latents.stands(scene) for scene in scenes[1::2]) and not all(latents.stands(scene) for scene in scenes)
+    assert not any(scene.held_out for scene in scenes)
+    sigmas = dit.draw_sigmas(500, standing=True)
+    assert sigmas.min() >= 0.5 and sigmas.max() < 1
 
 
 def test_a_perfect_autoencoder_would_be_seen() -> None:

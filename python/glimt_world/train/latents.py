@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -13,6 +15,19 @@ from glimt_world.train.data import presence, scenes, to_pixels
 from glimt_world.train.forms import Form
 
 
+def stands(scene: Scene) -> bool:
+    """Whether everything stays where it is, turning or not."""
+    return all(thing.motion in ("still", "spinning") for thing in scene.things)
+
+
+def with_standing(seed: int) -> Iterator[Scene]:
+    """Scenes of every kind, and between any two of them one in which things stand: a fifth would have been such."""
+    every, standing = scenes(seed), filter(stands, scenes(seed + 1))
+    while True:
+        yield next(every)
+        yield next(standing)
+
+
 class LatentStore:
     """The newest ``capacity`` clips as float16 latents [C, f, h, w] with their scenes; oldest replaced first.
 
@@ -21,7 +36,7 @@ class LatentStore:
 
     def __init__(self, vae: WanVae, form: Form, *, capacity: int, seed: int) -> None:
         self.vae, self.form, self.capacity = vae, form, capacity
-        self.source = scenes(seed)
+        self.source = with_standing(seed)
         self.scenes: list[Scene] = []
         self.latents: list[Tensor] = []
         self.things: list[Tensor] = []
@@ -54,8 +69,15 @@ class LatentStore:
         self.scenes[self._next], self.latents[self._next], self.things[self._next] = scene, latent, things
         self._next = (self._next + 1) % self.capacity
 
-    def draw(self, count: int, rng: np.random.Generator) -> tuple[Tensor, list[Scene], Tensor]:
-        """``count`` random clips, float32 [count, C, f, h, w]; scenes; bool [count, f, h, w]: where things are."""
-        rows = rng.integers(len(self.latents), size=count)
+    def draw(
+        self, count: int, rng: np.random.Generator, *, standing: bool = False
+    ) -> tuple[Tensor, list[Scene], Tensor]:
+        """``count`` random clips, float32 [count, C, f, h, w]; scenes; bool [count, f, h, w]: where things are.
+
+        ``standing``: of scenes in which things stand. Else of all, those about as often as the world draws them.
+        """
+        still = np.array([stands(scene) for scene in self.scenes])
+        odds = still.astype(float) if standing else np.where(still, 0.2, 1.0)
+        rows = rng.choice(len(self.latents), size=count, p=odds / odds.sum())
         clips, things = (torch.stack([kept[r] for r in rows]) for kept in (self.latents, self.things))
         return clips.float(), [self.scenes[r] for r in rows], things
