@@ -300,6 +300,8 @@ def test_an_exported_graph_takes_any_number_of_tokens() -> None:
         assert torch.equal(program(*tensors), attention_8bit(*tensors)), tokens
     with pytest.raises(AssertionError, match=r"Guard failed: .*128 != 1"):
         program(*make(100, 100, 32, torch.float32, heads=1))
+    compiled = torch.compile(Module(), backend="eager", fullgraph=True, dynamic=True)
+    assert torch.equal(compiled(*example), attention_8bit(*example))  # the scale is a number of a graph there
 
 
 def test_there_is_no_gradient() -> None:

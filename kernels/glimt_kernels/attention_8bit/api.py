@@ -155,7 +155,7 @@ def attention_8bit_levels(
     tensors = {"q": q, "q_scale": q_scale, "k": k, "k_scale": k_scale, "v": v, "v_scale": v_scale, "bias": bias}
     check_block("attention_8bit", block)
     wrong = _wrong_dtypes(q, k, v, v_scale, dtype, out) + _wrong_shapes({**tensors, "out": out}, block)
-    if not (scale > 0 and math.isfinite(scale)):
+    if not 0 < scale < math.inf:
         wrong.append(f"scale must be positive, found {scale}")
     if bias is not None and not bias.is_floating_point():
         wrong.append(f"bias must be floating, found {bias.dtype}")
