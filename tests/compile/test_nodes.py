@@ -125,3 +125,5 @@ def test_forms_without_a_node_are_refused_by_name() -> None:
     angles = torch.zeros(N, HEAD_DIM // 2)
     with pytest.raises(CompileError, match=r"per_head=True, pairs='half'"):
         translate(*[angles] * 6, EPS, True, "half")
+    with pytest.raises(CompileError, match="and an order has no node"):
+        translate(*[angles] * 6, EPS, False, "interleaved", torch.arange(N))

@@ -96,7 +96,7 @@ def test_triton_overlapped_within_budget(arch: int, head_dim: int, monkeypatch: 
     check(*inputs(5, 131, head_dim, torch.float16)["sink"], "sink")
 
 
-@pytest.mark.parametrize("head_dim", [8, 32, 40, 96, 136, 256])
+@pytest.mark.parametrize("head_dim", [8, 32, 33, 40, 72, 96, 136, 200, 256])
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 def test_triton_pads_any_head_dim(head_dim: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     poison(monkeypatch)

@@ -285,6 +285,25 @@ def test_plain_tensors_in_compiled_and_exported_graphs() -> None:
         assert torch.equal(program(*tensors), expected)
 
 
+def test_an_exported_graph_takes_any_number_of_tokens() -> None:
+    """Beyond one block, multiples of 16 or not; what the graph is not for is refused by the guard that says so."""
+
+    class Module(torch.nn.Module):
+        def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return attention_8bit(q, k, v)
+
+    dynamic = {1: torch.export.Dim.DYNAMIC}
+    example = tuple(make(150, 150, 32, torch.float32, heads=1))
+    program = torch.export.export(Module(), example, dynamic_shapes=(dynamic,) * 3).module()
+    for tokens in (129, 131, 256, 263):
+        tensors = make(tokens, tokens, 32, torch.float32, heads=1)
+        assert torch.equal(program(*tensors), attention_8bit(*tensors)), tokens
+    with pytest.raises(AssertionError, match=r"Guard failed: .*128 != 1"):
+        program(*make(100, 100, 32, torch.float32, heads=1))
+    compiled = torch.compile(Module(), backend="eager", fullgraph=True, dynamic=True)
+    assert torch.equal(compiled(*example), attention_8bit(*example))  # the scale is a number of a graph there
+
+
 def test_there_is_no_gradient() -> None:
     q, k, v = (x.requires_grad_() for x in make(5, 7, 32, torch.float32))
     bias = torch.zeros(SAMPLES, 7, requires_grad=True)
@@ -300,11 +319,13 @@ def test_quantizers_in_triton_give_the_reference(
     x = random(2, 131, 3, head_dim, seed=1)
     x[:, :, 1, 3] *= 1e4
     x[:, :, 2] *= 1e-38
+    x[:, :64, 0] = 0
     mean = random(2, 3, head_dim, seed=2)
     for block, centre, source in (
         (64, mean, x),
         (128, None, x.half()),
         (64, mean.half(), x.half()[:, ::2]),
+        (64, mean, x[:, -1:]),
         (64, 9 * mean, x + 9 * mean[:, None]),  # far from zero, as keys are
     ):
         expected = quantize_blocks(source, mean=centre, block=block, dtype=eight, impl="reference")
@@ -315,7 +336,7 @@ def test_quantizers_in_triton_give_the_reference(
         step = 1 if eight == INT8 else 32  # of the largest levels; both round alike but at ties
         assert (found[0].float() - expected[0].float()).abs().max() <= step
         assert (found[0].float() != expected[0].float()).float().mean() < 0.01
-    for source in (x, x.half()[:, ::3], x[:, :, :, : head_dim - 2]):
+    for source in (x, x.half()[:, ::3], x[:, :, :, : head_dim - 2], x[:, -1:]):
         expected = quantize_channels(source, impl="reference")
         with monkeypatch.context() as context:
             poison(context)

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from glimt_kernels import KvRing, attention, chunk_attention
 from glimt_kernels.chunk_attention import triton
+from glimt_kernels.chunk_attention.api import OP
 from glimt_kernels.chunk_attention.ring import Span
+from glimt_kernels.dispatch import Case
 
 SAMPLES, HEADS = 2, 2
 IMPLS = ("triton", "sdpa", "reference")
@@ -163,6 +165,59 @@ def test_each_way_through_the_pieces(arch: int, head_dim: int, monkeypatch: pyte
         exact = attention_of(q.double(), k[:, kept].double(), v[:, kept].double())
         check_budget(found, attention_of(q, k[:, kept], v[:, kept]), exact, str(spans))
         assert torch.equal(found, chunk_attention(q, *cache, spans, sink_q=q, impl="triton"))
+
+
+def over_spans(q: Tensor, sink_q: Tensor, k: Tensor, v: Tensor, spans: list[tuple[int, int]]) -> Tensor:
+    """One softmax over all spans, the first asked with ``sink_q``; in the dtype of q."""
+    logits = []
+    for queries, (start, length) in zip((sink_q, *[q] * (len(spans) - 1)), spans, strict=True):
+        keys = k[:, start : start + length]
+        logits.append(torch.einsum("bnhd,blhd->bhnl", queries, keys) * q.shape[3] ** -0.5)
+    values = torch.cat([v[:, start : start + length] for start, length in spans], 1)
+    return torch.einsum("bhnl,blhd->bnhd", torch.cat(logits, 3).softmax(3), values)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "head_dim", "arch"),
+    [
+        *((torch.float32, head_dim, 80) for head_dim in (32, 64, 80, 128, 256)),
+        *((torch.float16, head_dim, 80) for head_dim in (80, 208, 256)),
+        (torch.float16, 256, 86),
+    ],
+    ids=str,
+)
+def test_every_dtype_and_head_size(
+    dtype: torch.dtype, head_dim: int, arch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With queries of the sink's own, spans shorter and longer than a block, NaN between them."""
+    poison(monkeypatch)
+    on_chip(monkeypatch, arch)
+    q, sink_q, k, v = (random(1, 97, 2, head_dim, seed=seed).to(dtype) for seed in range(4))
+    q, sink_q = q[:, :19], sink_q[:, :19]
+    spans = [(0, 7), (60, 37), (11, 31)]
+    held = torch.cat([torch.arange(start, start + length) for start, length in spans])
+    cache = [torch.full_like(x, math.nan).index_copy(1, held, x[:, held]) for x in (k, v)]
+    found = chunk_attention(q, *cache, spans, sink_q=sink_q, impl="triton")
+    exact = over_spans(*(x.double() for x in (q, sink_q, k, v)), spans)
+    check_budget(found, over_spans(q, sink_q, k, v, spans), exact, f"{dtype} {head_dim}")
+
+
+def test_who_runs_what_on_a_gpu() -> None:
+    """In float32 PyTorch copies the spans, unless the sink has queries of its own; what Triton leaves, it says why."""
+    for dtype, head_dim, sink, expected in (
+        (torch.bfloat16, 128, 0, "triton"),
+        (torch.bfloat16, 256, 1, "triton"),
+        (torch.float32, 128, 0, "sdpa"),
+        (torch.float32, 128, 1, "triton"),
+        (torch.bfloat16, 72, 0, "sdpa"),
+        (torch.bfloat16, 320, 1, "reference"),
+    ):
+        case = Case("cuda", dtype, arch=90, sizes=(head_dim, sink))
+        chosen = next(c for c in OP.candidates if not c.reasons(case) and not c.reluctance(case))
+        assert chosen.impl == expected, (dtype, head_dim, sink)
+    reasons = [triton.reasons(Case("cuda", torch.float16, arch=90, sizes=(n, 0))) for n in (264, 33)]
+    assert reasons[0] == ["it takes a head_dim of at most 256, found 264"]
+    assert "steps of 16" in reasons[1][0] and len(reasons[1]) == 1
 
 
 @pytest.mark.parametrize("arch", [80, 90, 100])

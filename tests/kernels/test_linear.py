@@ -29,6 +29,8 @@ EPILOGUES: dict[str, tuple[str | None, tuple[int, int] | None, bool]] = {
     "gate of a sample": (None, (2, 1), True),
     "gate of all": ("gelu_tanh", (1, 1), True),
     "gate of a token": (None, (2, 0), True),
+    "gelu erf, residual": ("gelu_erf", None, True),
+    "gelu erf, gate of a sample": ("gelu_erf", (2, 1), True),
     "gelu erf, gate of a token": ("gelu_erf", (2, 0), True),
 }
 CPU = Case("cpu", torch.float32)

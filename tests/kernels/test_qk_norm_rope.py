@@ -94,6 +94,55 @@ def test_the_reference_is_diffusers_arithmetic(form: tuple[bool, str, bool]) -> 
         assert y.is_contiguous()
 
 
+ORDERS = {
+    "turned round": [*range(6, -1, -1)],
+    "a few, one twice": [3, 0, 3],
+    "empty places": [-1, 6, 2, 7, -3, 0, 1 << 30, 5, 5],
+    "none": [],
+}
+
+
+@pytest.mark.parametrize("eps", [EPS, 0.0])
+@pytest.mark.parametrize("name", ORDERS)
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_an_order_places_tokens_and_leaves_zeros(
+    form: tuple[bool, str, bool], name: str, eps: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is placed is bit for bit what comes without an order; with no eps an empty place would be 0 / 0."""
+    poison(monkeypatch)
+    per_head, pairs, table_heads = form
+    q, k, weight = random(2, 7, 3, 14).half(), random(2, 7, 3, 14, seed=1).half(), random(14 if per_head else 42)
+    tables = angles(7, 14, *([3] if table_heads else []))
+    for impl in ("triton", "reference"):
+        how = {"per_head": per_head, "pairs": pairs, "impl": impl}
+        plain = qk_norm_rope(q, k, weight, weight, *tables, eps, **how)
+        for dtype in (torch.int32, torch.int64):
+            order = torch.tensor(ORDERS[name], dtype=dtype)
+            found = qk_norm_rope(q, k, weight, weight, *tables, eps, order=order, **how)
+            for mine, tokens in zip(found, plain, strict=True):
+                assert mine.shape == (2, len(order), 3, 14) and mine.is_contiguous()
+                for place, token in enumerate(ORDERS[name]):
+                    expected = tokens[:, token] if 0 <= token < 7 else torch.zeros_like(tokens[:, 0])
+                    assert torch.equal(mine[:, place], expected), (impl, place)
+
+
+def test_an_order_goes_through_autograd_and_tracing_and_into_given_outputs() -> None:
+    q, k, weight = random(1, 5, 2, 6), random(1, 5, 2, 6, seed=1), random(12, seed=2)
+    rest, order = (weight, weight, *angles(5, 6), EPS), torch.tensor([4, -1, 0, 4], dtype=torch.int32)
+    expected = qk_norm_rope(q, k, *rest, order=order)
+    outs = [torch.full((1, 4, 2, 6), torch.nan), torch.full((1, 6, 4, 2), torch.nan).permute(0, 2, 3, 1)]
+    for impl in ("triton", "reference"):
+        given = qk_norm_rope(q, k, *rest, order=order, out=outs, impl=impl)
+        assert given[0] is outs[0] and given[1] is outs[1]
+        for mine, theirs in zip(outs, expected, strict=True):
+            torch.testing.assert_close(mine, theirs)
+    meta = [x.to("meta") if isinstance(x, torch.Tensor) else x for x in (q, k, *rest)]
+    assert [x.shape for x in qk_norm_rope(*meta, order=order.to("meta"))] == [x.shape for x in expected]
+    q.requires_grad_()
+    qk_norm_rope(q, k, *rest, order=order)[0].sum().backward()
+    assert q.grad is not None and (q.grad[0].abs().flatten(1).sum(1) > 0).tolist() == [True, False, False, False, True]
+
+
 @pytest.mark.parametrize("samples", [0, 1, 3])
 def test_triton_takes_any_number_of_samples_and_strides(samples: int) -> None:
     fused = random(samples, 7, 3 * 4 * 10)
@@ -182,5 +231,10 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         qk_norm_rope(q, q, weight, weight, *angles(5, 8), EPS, per_head=True)
     with pytest.raises(ValueError, match=r"cos \[5, 3, 4\]"):
         qk_norm_rope(q, q, weight, weight, *angles(5, 8, 3), EPS)
+    for order in (torch.zeros(5), torch.zeros(5, 1, dtype=torch.int32)):
+        with pytest.raises(ValueError, match=r"qk_norm_rope takes order \[M\] int32 or int64; found \[5"):
+            qk_norm_rope(q, q, weight, weight, *angles(5, 8), EPS, order=order)
+    with pytest.raises(UnsupportedError, match="leaves tokens in their order"):
+        qk_norm_rope(q, q, weight, weight, *angles(5, 8), EPS, order=torch.arange(5), impl="native")
     with pytest.raises(ValueError, match="did you mean 'half'"):
         qk_norm_rope(q, q, weight, weight, *angles(5, 8), EPS, pairs="halves")

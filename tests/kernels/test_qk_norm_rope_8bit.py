@@ -11,8 +11,9 @@ from test_qk_norm_rope import EPS, FORMS, angles, honest
 from torch import Tensor
 
 from glimt_kernels import Case, UnsupportedError, qk_norm_rope, select
+from glimt_kernels.qk_norm_rope.reference import arrange
 from glimt_kernels.qk_norm_rope_8bit.api import qk_norm_rope_8bit
-from glimt_kernels.qk_norm_rope_8bit.reference import arrange, dequantize, quantize
+from glimt_kernels.qk_norm_rope_8bit.reference import dequantize, quantize
 
 DTYPES = (torch.int8, torch.float8_e4m3fn)
 FACTOR = math.log2(math.e) / math.sqrt(14)

@@ -64,7 +64,7 @@ def test_rows_show_matrix_instructions_tma_and_wide_accesses_where_promised(vers
             assert row.wide_loads and row.wide_stores, what
             assert row.mma == 0, what
             continue
-        without = op in ("attention", "sparse_attention") and case.startswith("fp32")  # TF32 would not keep the budget
+        without = op.endswith("attention") and case.startswith("fp32")  # TF32 would not keep the budget
         assert (row.mma > 0) != without, what
         assert without or BUILDS[row.key].needs[arch], what
         if op in ("attention", "chunk_attention"):

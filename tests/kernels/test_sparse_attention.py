@@ -198,6 +198,21 @@ def test_empty_lists_give_zeros_and_minus_infinity(impl: str, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_what_is_not_finite_shows_where_it_is_listed_and_nowhere_else(bad: float, impl: str) -> None:
+    q, k, v = make(130, 190)
+    mask = random_mask(130, 190, 64)
+    k[0, 70, 1, 3] = bad
+    spoiled = torch.zeros(SAMPLES, 130, HEADS, dtype=torch.bool)
+    spoiled[0, :, 1] = seen_keys(mask, 130, 190)[0, 1, :, 70]
+    assert 0 < spoiled.sum() < 130
+    if bad == math.inf:  # minus infinity is a key that nothing sees
+        spoiled &= q[..., 3] > 0
+    found = sparse_attention(q, k, v, mask, impl=impl)
+    assert torch.equal(found.isfinite().all(3), ~spoiled)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
 def test_the_log_of_the_sum_joins_parts_of_a_mask(impl: str) -> None:
     q, k, v = (x[:, :, :1] for x in make(67, 250))
     whole = torch.ones(1, 1, 2, 4, dtype=torch.bool)
@@ -271,12 +286,14 @@ def test_tile_order(tiling: Tiling) -> None:
     assert torch.equal(inside, torch.arange(tiling.block) < tiling.lengths()[:, None])  # tokens come first
 
 
-def test_the_8_bit_producer_writes_tile_order() -> None:
+def test_the_producers_write_tile_order() -> None:
     tiling = Tiling((3, 3, 5), (2, 3, 4), 64)
     q, k = make(tiling.tokens, tiling.tokens, 8)[:2]
     theta, weight = random(tiling.tokens, 4, seed=5), torch.ones(16)
     rope = weight, weight, theta.cos(), theta.sin(), 1e-6
     turned = [tiling.to_tiles(x) for x in kernels.qk_norm_rope(q, k, *rope)]
+    for mine, theirs in zip(kernels.qk_norm_rope(q, k, *rope, order=tiling.order()), turned, strict=True):
+        torch.testing.assert_close(mine, theirs)
     levels = kernels.qk_norm_rope_8bit(q, k, *rope, block=64, order=tiling.order())
     for (level, scale), exact in zip((levels[:2], levels[2:]), turned, strict=True):
         step = scale.transpose(1, 2).repeat_interleave(64, 1)[..., None]

@@ -157,6 +157,18 @@ QK_NORM_ROPE = [
         "k += sample * k_sample + token * k_token",
         "k += sample * q_sample + token * q_token",
     ),
+    qk(
+        _QK + "test_an_order_places_tokens_and_leaves_zeros[(False, 'interleaved', False)-empty places-0.0]",
+        "an empty place divided by its own norm",
+        "eps = tl.where(present, eps, 1.0)",
+        "eps = tl.where(present, eps, eps)",
+    ),
+    qk(
+        _QK + "test_an_order_places_tokens_and_leaves_zeros[(False, 'interleaved', False)-a few, one twice-1e-06]",
+        "places counted as tokens",
+        "sample, token = row // places, row % places",
+        "sample, token = row // tokens, row % tokens",
+    ),
 ]
 
 _QK8 = "test_qk_norm_rope_8bit.py::"

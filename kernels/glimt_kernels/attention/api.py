@@ -102,7 +102,7 @@ def _call(op: Op, args: tuple[Any, ...], out: Tensor | None, impl: str | None) -
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None, out: Tensor | None) -> None:
-    if not (scale > 0 and math.isfinite(scale)):
+    if not 0 < scale < math.inf:
         raise ValueError(f"attention takes a positive scale; found {scale}")
     fits = q.dim() == k.dim() == 4 and v.shape == k.shape and k.shape == (q.shape[0], k.shape[1], *q.shape[2:])
     fits = fits and (bias is None or bias.shape == k.shape[:2]) and (out is None or out.shape == q.shape)

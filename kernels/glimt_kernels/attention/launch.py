@@ -43,6 +43,8 @@ def tiles(arch: int, dtype: torch.dtype, head_dim: int, describable: bool = True
         if known == 100:
             return Tiles(128, 128, 8, 2, "logits ahead")
         return Tiles(128, 128 if head_dim == 64 else 64, 8, 3 if head_dim == 64 else 2, "values behind")
+    if head_dim % 16:  # rows lie on no 16 bytes and come number by number, which takes registers
+        return Tiles(32, 16, 8, 2) if width == 256 else Tiles(128, 32, 8, 3)
     if width == 256:
         return Tiles(64 if known in (90, 100) else 32, 32, 8, 2)  # 64 elsewhere spill in Triton 3.6
     if width == 128:

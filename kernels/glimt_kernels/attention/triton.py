@@ -356,6 +356,7 @@ def attention_lse(
 
 
 MATRIX_UNITS = {80: "HMMA", 86: "HMMA", 89: "HMMA", 90: "HGMMA", 100: "UTCHMMA", 120: "HMMA"}
+UNUSUAL = (33, 72, 80, 200)  # these fill no tile; rows of 72 and 80 are those of image encoders
 TRITON_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -365,7 +366,9 @@ def _build(arch: int, dtype: str, head_dim: int, cross: bool, describable: bool 
     block = f"tensordesc<{dtype}[1,{tile.keys},1,{head_dim}]>" if tile.tma else f"*{dtype}"
     pointers = {"q": f"*{dtype}", "k": block, "v": block, "bias": "*fp32", "out": f"*{dtype}", "lse": "*fp32"}
     sizes = {"scale": "fp32", **dict.fromkeys(("tokens", "keys", "heads"), "i32"), "bias_sample": "i64"}
-    strides = {f"{x}_{axis}": "i64" for x in ("q", "k", "v", "out") for axis in ("sample", "token", "head")}
+    step = "i32" if head_dim % 16 else "i64"  # 64 bits are taken for a multiple of 16
+    units = MATRIX_UNITS[arch] if tile.queries >= 64 else "HMMA"  # of 32 queries only a warp's can be asked
+    strides = {f"{x}_{axis}": step for x in ("q", "k", "v", "out") for axis in ("sample", "token", "head")}
     return Build(
         op="attention",
         case=f"{dtype} {head_dim} {'cross' if cross else 'self'}"
@@ -377,7 +380,7 @@ def _build(arch: int, dtype: str, head_dim: int, cross: bool, describable: bool 
         num_warps=tile.warps,
         num_stages=tile.stages,
         archs=(arch,),
-        needs={} if dtype == "fp32" else {arch: (MATRIX_UNITS[arch], *(["UTMALDG"] if tile.tma else []))},
+        needs={} if dtype == "fp32" else {arch: (units, *(["UTMALDG"] if tile.tma else []))},
     )
 
 
@@ -391,6 +394,7 @@ BUILDS = [
     ),
     *(_build(arch, "bf16", head_dim, True, lse=False) for head_dim in (64, 128) for arch in ARCHS),
     *(_build(arch, "bf16", head_dim, True) for head_dim in (32, 96, 256) for arch in ARCHS),
+    *(_build(arch, "fp16", head_dim, True) for head_dim in (32, 96, 256, *UNUSUAL) for arch in ARCHS),
     *(_build(arch, "fp32", head_dim, True) for head_dim in (32, 64, 128, 256) for arch in ARCHS),
     *(_build(arch, "bf16", head_dim, True, describable=False) for head_dim in (64, 128) for arch in (90, 100)),
 ]

@@ -72,6 +72,10 @@ def attention_8bit(
         out: [B, N, heads, head_dim] of q's dtype; written and returned instead of a new tensor.
         impl: "triton" or "reference" for the attention instead of the chosen implementation.
 
+    Numbers of tokens can be dynamic in ``torch.export``. It takes a size of one for another kind of graph, and a number
+    of blocks is a size: an example of more than ``block`` tokens gives a graph for all such lengths, which refuses the
+    others with the guard that they fail.
+
     Returns:
         [B, N, heads, head_dim], contiguous, the dtype of q. Zeros in a sample all of whose keys are masked, or that
         has none. No gradient.
@@ -151,7 +155,7 @@ def attention_8bit_levels(
     tensors = {"q": q, "q_scale": q_scale, "k": k, "k_scale": k_scale, "v": v, "v_scale": v_scale, "bias": bias}
     check_block("attention_8bit", block)
     wrong = _wrong_dtypes(q, k, v, v_scale, dtype, out) + _wrong_shapes({**tensors, "out": out}, block)
-    if not (scale > 0 and math.isfinite(scale)):
+    if not 0 < scale < math.inf:
         wrong.append(f"scale must be positive, found {scale}")
     if bias is not None and not bias.is_floating_point():
         wrong.append(f"bias must be floating, found {bias.dtype}")
@@ -190,9 +194,10 @@ def _wrong_shapes(tensors: Mapping[str, Tensor | None], block: int) -> list[str]
     samples, tokens, heads, head_dim = q.shape
     keys = k.shape[1]
     expected = {
-        "q_scale": (samples, heads, -(-tokens // block)),
+        # Written as the op that gives them does: an exported graph takes no two forms of one number for the same.
+        "q_scale": (samples, heads, (tokens + block - 1) // block),
         "k": (samples, keys, heads, head_dim),
-        "k_scale": (samples, heads, -(-keys // block)),
+        "k_scale": (samples, heads, (keys + block - 1) // block),
         "v": (samples, keys, heads, head_dim),
         "v_scale": (samples, heads, head_dim),
         "bias": (samples, keys),

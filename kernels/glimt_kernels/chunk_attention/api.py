@@ -10,7 +10,7 @@ from torch import Tensor
 
 from glimt_kernels.attention.call import into
 from glimt_kernels.chunk_attention import reference, sdpa, triton
-from glimt_kernels.dispatch import Candidate, define
+from glimt_kernels.dispatch import Candidate, Case, define
 from glimt_kernels.triton_env import reluctance
 
 
@@ -69,7 +69,7 @@ def _check(
     scale: float,
     out: Tensor | None,
 ) -> None:
-    if not (scale > 0 and math.isfinite(scale)):
+    if not 0 < scale < math.inf:
         raise ValueError(f"chunk_attention takes a positive scale; found {scale}")
     fits = q.dim() == k.dim() == 4 and v.shape == k.shape and k.shape == (q.shape[0], k.shape[1], *q.shape[2:])
     fits = fits and all(x is None or x.shape == q.shape for x in (sink_q, out))
@@ -110,11 +110,17 @@ def _sizes(
     return q.shape[3], int(sink_q is not None)
 
 
+def _triton_reluctance(case: Case) -> list[str]:
+    if case.device == "cuda" and case.dtype == torch.float32 and not sdpa.reasons(case):
+        return ["in float32 PyTorch goes first: without TF32, which would not keep the budget, no matrix unit is used"]
+    return reluctance(case)
+
+
 OP = define(
     "chunk_attention",
     "(Tensor q, Tensor? sink_q, Tensor k, Tensor v, int[] spans, float scale) -> Tensor",
     [
-        Candidate("chunk_attention", "triton", triton.chunk_attention, triton.reasons, reluctance),
+        Candidate("chunk_attention", "triton", triton.chunk_attention, triton.reasons, _triton_reluctance),
         Candidate("chunk_attention", "sdpa", sdpa.chunk_attention, sdpa.reasons),
         Candidate("chunk_attention", "reference", _reference),
     ],

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glimt_kernels.attention.call import HALVES, chip
+from glimt_kernels.attention.call import chip
 from glimt_kernels.attention.launch import Tiles, describable, described, rows, steps, tiles
 from glimt_kernels.attention.triton import (
     LOG2_E,
@@ -212,16 +212,23 @@ def _kernel(
 
 
 def launch_shape(arch: int, dtype: torch.dtype, head_dim: int, describable: bool = True) -> Tiles:
-    """Attention's, but where its blocks of keys would spill beside what the pieces need."""
+    """Attention's, but where its blocks would spill beside what the pieces need (README.md)."""
+    known = chip(arch)
+    if head_dim > 128 and dtype == torch.float32:
+        return Tiles(32, 16, 16, 2)
+    if head_dim > 128:
+        return Tiles(32, 16 if known in (86, 89) else 32, 8, 2)
     tile = tiles(arch, dtype, head_dim, describable)
-    spills = tile.way == "plain" and (head_dim <= 64 or chip(arch) in (100, 120))
-    return tile._replace(keys=32) if spills else tile
+    spills = tile.way == "plain" and (head_dim <= 64 or known in (100, 120))
+    return tile._replace(keys=min(tile.keys, 32)) if spills else tile
 
 
 def reasons(case: Case) -> list[str]:
-    found = triton_reasons(case, HALVES)
-    if case.sizes and case.sizes[0] > 128:
-        found.append(f"it takes a head_dim of at most 128, found {case.sizes[0]}")
+    found = triton_reasons(case)
+    if case.sizes and case.sizes[0] > 256:
+        found.append(f"it takes a head_dim of at most 256, found {case.sizes[0]}")
+    elif case.sizes and case.sizes[0] % 16:
+        found.append(f"it takes a head_dim in steps of 16, as others spill beside the pieces; found {case.sizes[0]}")
     return found
 
 
@@ -281,6 +288,7 @@ def _build(arch: int, dtype: str, head_dim: int, describable: bool = True) -> Bu
     pieces = {f"{x}{i}": block for x in ("k", "v") for i in range(PIECES)}
     numbers = ("tokens", "heads", *(f"{x}{i}" for x in ("start", "count") for i in range(PIECES)))
     strides = [f"{x}_{axis}" for x in ("q", "sink", "k", "v", "out") for axis in ("sample", "token", "head")]
+    units = MATRIX_UNITS[arch] if tile.queries >= 64 else "HMMA"  # of 32 queries only a warp's instruction can be asked
     return Build(
         op="chunk_attention",
         case=f"{dtype} {head_dim}{'' if describable else ', no TMA'}",
@@ -296,12 +304,14 @@ def _build(arch: int, dtype: str, head_dim: int, describable: bool = True) -> Bu
         num_warps=tile.warps,
         num_stages=tile.stages,
         archs=(arch,),
-        needs={arch: (MATRIX_UNITS[arch], *(["UTMALDG"] if tile.tma else []))},
+        needs={} if dtype == "fp32" else {arch: (units, *(["UTMALDG"] if tile.tma else []))},
     )
 
 
 BUILDS = [
     *(_build(arch, dtype, head_dim) for dtype in ("bf16", "fp16") for head_dim in (64, 128) for arch in ARCHS),
-    *(_build(arch, "bf16", head_dim) for head_dim in (32, 96) for arch in ARCHS),
+    *(_build(arch, dtype, head_dim) for dtype in ("bf16", "fp16") for head_dim in (96, 256) for arch in ARCHS),
+    *(_build(arch, "bf16", 32) for arch in ARCHS),
+    *(_build(arch, "fp32", head_dim) for head_dim in (64, 128, 256) for arch in ARCHS),
     *(_build(arch, "bf16", head_dim, describable=False) for head_dim in (64, 128) for arch in (90, 100)),
 ]

@@ -81,20 +81,21 @@ _EPILOGUES = {
     "residual": Epilogue(gate=NO_GATE, residual=True),
     "gate": Epilogue(gate=SAMPLE_GATE, residual=True),
     "token gate": Epilogue(gate=TOKEN_GATE, residual=True),
+    "gelu gate": Epilogue(gelu=1, gate=SAMPLE_GATE, residual=True),
+    "gelu erf residual": Epilogue(gelu=2, gate=NO_GATE, residual=True),
     "gelu erf gate": Epilogue(gelu=2, gate=SAMPLE_GATE, residual=True),
     "gelu erf token gate": Epilogue(gelu=2, gate=TOKEN_GATE, residual=True),
 }
 
 
 def _builds() -> Iterator[Build]:
-    """In bfloat16, for widths that are whole steps (those of every Wan are), every epilogue that a model asks for, and
-    the exact GELU with a gate, which takes most of all; the rest once, where it takes most."""
+    """In bfloat16, for widths that are whole steps (those of every Wan are), every epilogue that a model asks for or
+    could; the rest once, where it takes most."""
     for name in _EPILOGUES:
-        if name != "gelu erf token gate":
-            yield from _build(torch.bfloat16, name)
+        yield from _build(torch.bfloat16, name)
     for sizes in (tiles.RAGGED, tiles.ODD):
         yield from _build(torch.bfloat16, "gate", sizes)
-    for name in ("gelu", "gate"):
+    for name in ("gelu", "gate", "gelu erf gate"):
         yield from _build(torch.float16, name)
     yield from _build(torch.float32, "gate")
     yield from _build(torch.float32, "gelu erf token gate", tiles.ODD)

@@ -26,6 +26,7 @@ def qk_norm_rope(
     *,
     per_head: bool = False,
     pairs: str = "interleaved",
+    order: Tensor | None = None,
     out: Sequence[Tensor | None] | None = None,
     impl: str | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -43,21 +44,26 @@ def qk_norm_rope(
         per_head: whether the mean is over head_dim (Hunyuan) or over heads * head_dim (Wan, LTX).
         pairs: "interleaved", channels 2j and 2j + 1 (Wan, Hunyuan, LTX), or "half", channels j and j + head_dim / 2
             (LTX-2).
-        out: a tensor or None for q and for k, like them, any strides; written and returned instead of new ones.
+        order: [M] int32 or int64: place p of the results holds token ``order[p]``, as in ``x[:, order]``; a number
+            outside [0, N) leaves the place empty (zeros), as :meth:`Tiling.order` has them. Without it places are
+            tokens.
+        out: a tensor or None for each result, like it, any strides; written and returned instead of new ones.
         impl: "native", "triton" or "reference" instead of the chosen implementation.
 
     Returns:
-        q and k turned: [B, N, heads, head_dim], contiguous, their dtype; computed in float32 (float64 for float64).
+        q and k turned: [B, N, heads, head_dim], with an order [B, M, heads, head_dim]; contiguous, their dtype;
+        computed in float32 (float64 for float64).
 
     Raises:
-        ValueError: shapes do not fit, or ``pairs`` is neither.
+        ValueError: shapes do not fit, ``pairs`` is neither, or ``order`` has another dtype.
         UnsupportedError: ``impl`` cannot run this call.
 
     Source: RMSNorm (arXiv:1910.07467), RoFormer (arXiv:2104.09864); neighbouring pairs as in ``wan/modules/model.py``,
     angles of heads and halves as in Diffusers' ``transformer_ltx.py`` and ``transformer_ltx2.py``.
     """
     check("qk_norm_rope", q, k, q_weight, k_weight, cos, sin, per_head, pairs)
-    args = (q, k, q_weight, k_weight, cos, sin, eps, per_head, pairs)
+    check_order("qk_norm_rope", order)
+    args = (q, k, q_weight, k_weight, cos, sin, eps, per_head, pairs, order)
     result: tuple[Tensor, Tensor] = OP(*args, impl=impl) if out is None else OP.into(out, *args, impl=impl)
     return result
 
@@ -92,6 +98,12 @@ def check(
     )
 
 
+def check_order(op: str, order: Tensor | None) -> None:
+    """Raise ValueError if ``order`` is none of ``op``; also for the 8-bit form."""
+    if order is not None and (order.dim() != 1 or order.dtype not in (torch.int32, torch.int64)):
+        raise ValueError(f"{op} takes order [M] int32 or int64; found {list(order.shape)} {order.dtype}")
+
+
 def _fake(
     q: Tensor,
     k: Tensor,
@@ -102,11 +114,11 @@ def _fake(
     eps: float,
     per_head: bool = False,
     pairs: str = "interleaved",
+    order: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    return (
-        torch.empty(q.shape, dtype=q.dtype, device=q.device),
-        torch.empty(k.shape, dtype=k.dtype, device=k.device),
-    )
+    samples, tokens, heads, head_dim = q.shape
+    shape = samples, tokens if order is None else order.shape[0], heads, head_dim
+    return torch.empty(shape, dtype=q.dtype, device=q.device), torch.empty(shape, dtype=k.dtype, device=k.device)
 
 
 def _sizes(
@@ -119,8 +131,9 @@ def _sizes(
     eps: float,
     per_head: bool = False,
     pairs: str = "interleaved",
+    order: Tensor | None = None,
 ) -> tuple[int, ...]:
-    return int(per_head), int(pairs == "half"), int(cos.dim() == 3)
+    return int(per_head), int(pairs == "half"), int(cos.dim() == 3), int(order is not None)
 
 
 def _triton_reasons(case: Case) -> list[str]:
@@ -130,7 +143,7 @@ def _triton_reasons(case: Case) -> list[str]:
 OP = define(
     "qk_norm_rope",
     "(Tensor q, Tensor k, Tensor q_weight, Tensor k_weight, Tensor cos, Tensor sin, float eps, "
-    'bool per_head=False, str pairs="interleaved") -> (Tensor, Tensor)',
+    'bool per_head=False, str pairs="interleaved", Tensor? order=None) -> (Tensor, Tensor)',
     [
         Candidate("qk_norm_rope", "native", native.qk_norm_rope, native.reasons),
         Candidate("qk_norm_rope", "triton", triton.qk_norm_rope, _triton_reasons, reluctance),

@@ -15,8 +15,8 @@ __all__ = ["qk_norm_rope", "reasons"]
 
 
 def reasons(case: Case) -> list[str]:
-    """``case.sizes``, where known: per_head, pairs of halves, angles of heads."""
-    per_head, half, table_heads = case.sizes or (0, 0, 0)
+    """``case.sizes``, where known: per_head, pairs of halves, angles of heads, an order."""
+    per_head, half, table_heads, ordered = case.sizes or (0, 0, 0, 0)
     found = cpu_float32_reasons(case)
     if per_head:
         found.append("it normalizes over all heads of a token together, not over each head")
@@ -24,6 +24,8 @@ def reasons(case: Case) -> list[str]:
         found.append("it turns neighbouring channels, not those half a head apart")
     if table_heads:
         found.append("it takes the same angles for all heads, cos and sin [N, head_dim / 2]")
+    if ordered:
+        found.append("it leaves tokens in their order")
     return found
 
 
@@ -43,9 +45,10 @@ def qk_norm_rope(
     eps: float,
     per_head: bool = False,
     pairs: str = "interleaved",
+    order: Tensor | None = None,
     out: Sequence[Tensor | None] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Of ``per_head`` and ``pairs`` only the defaults: see :func:`reasons`."""
+    """Of ``per_head``, ``pairs`` and ``order`` only the defaults: see :func:`reasons`."""
     q, k = _rows(q), _rows(k)
     q_weight, k_weight, cos, sin = q_weight.contiguous(), k_weight.contiguous(), cos.contiguous(), sin.contiguous()
     q_out, k_out = (place(one, q.shape, q.dtype, q.device) for one in each(out, 2))

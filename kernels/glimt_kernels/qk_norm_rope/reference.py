@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -40,6 +41,14 @@ def norm_rope(
     return rotate(rms_norm(wide, weight, eps, per_head), cos, sin, pairs)
 
 
+def arrange(x: Tensor, order: Tensor | None) -> Tensor:
+    """Token ``order[p]`` at place ``p``; zeros where ``order`` names no token: x [B, N, heads, head_dim]."""
+    if order is None:
+        return x
+    named = (order >= 0) & (order < x.shape[1])
+    return F.pad(x, (0, 0, 0, 0, 0, 1))[:, torch.where(named, order.long(), x.shape[1])]
+
+
 def qk_norm_rope(
     q: Tensor,
     k: Tensor,
@@ -50,8 +59,8 @@ def qk_norm_rope(
     eps: float,
     per_head: bool = False,
     pairs: str = "interleaved",
+    order: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    return (
-        norm_rope(q, q_weight, cos, sin, eps, per_head, pairs).to(q.dtype),
-        norm_rope(k, k_weight, cos, sin, eps, per_head, pairs).to(k.dtype),
-    )
+    turned_q = norm_rope(q, q_weight, cos, sin, eps, per_head, pairs).to(q.dtype)
+    turned_k = norm_rope(k, k_weight, cos, sin, eps, per_head, pairs).to(k.dtype)
+    return arrange(turned_q, order), arrange(turned_k, order)

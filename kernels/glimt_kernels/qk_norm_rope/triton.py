@@ -60,9 +60,11 @@ def _kernel(
     k_weight,
     cos,
     sin,
+    order,
     q_out,
     k_out,
     tokens,
+    places,
     q_sample,
     q_token,
     q_head,
@@ -78,15 +80,22 @@ def _kernel(
     PER_HEAD: tl.constexpr,
     HALF: tl.constexpr,
     TABLE_HEADS: tl.constexpr,
+    ORDERED: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
-    sample, token = row // tokens, row % tokens
+    sample, token = row // places, row % places
     PAIRS: tl.constexpr = HEAD_DIM // 2
     head = tl.arange(0, HEADS_BLOCK)[:, None]
     pair = tl.arange(0, PAIRS_BLOCK)[None, :]
     channel = tl.arange(0, 2 * PAIRS_BLOCK)[None, :]
     inside = (head < HEADS) & (pair < PAIRS)
     inside_whole = (head < HEADS) & (channel < HEAD_DIM)
+    written, written_whole = inside, inside_whole
+    if ORDERED:
+        token = tl.load(order + token).to(tl.int64)
+        present = (token >= 0) & (token < tokens)
+        eps = tl.where(present, eps, 1.0)  # an empty place reads zeros, and without an eps 0 / 0 would not stay one
+        inside, inside_whole = inside & present, inside_whole & present
     # Of a head's weights and of the outputs, which are contiguous; the inputs' heads may lie anywhere.
     dense, dense_whole = head * HEAD_DIM + pair, head * HEAD_DIM + channel
     q += sample * q_sample + token * q_token
@@ -97,6 +106,8 @@ def _kernel(
     k_a, k_b = _load(k, at, at + PAIRS, inside, at_whole, inside_whole, HALF)
     angle = token * table_token + (head * PAIRS + pair if TABLE_HEADS else pair)
     inside_table = inside if TABLE_HEADS else pair < PAIRS
+    if ORDERED:
+        inside_table = inside_table & present
     c = tl.load(cos + angle, mask=inside_table, other=0.0).to(tl.float32)
     s = tl.load(sin + angle, mask=inside_table, other=0.0).to(tl.float32)
     if PER_HEAD:
@@ -107,12 +118,12 @@ def _kernel(
     inverse = _inverse_rms(q_a, q_b, eps, HEADS, HEAD_DIM, PER_HEAD)
     a, b = q_a * inverse * weight_a, q_b * inverse * weight_b
     q_out += row * HEADS * HEAD_DIM
-    _store(q_out, a * c - b * s, a * s + b * c, dense, dense + PAIRS, inside, dense_whole, inside_whole, HALF)
+    _store(q_out, a * c - b * s, a * s + b * c, dense, dense + PAIRS, written, dense_whole, written_whole, HALF)
     weight_a, weight_b = _load(k_weight, of_pair, of_pair + PAIRS, inside, of_whole, inside_whole, HALF)
     inverse = _inverse_rms(k_a, k_b, eps, HEADS, HEAD_DIM, PER_HEAD)
     a, b = k_a * inverse * weight_a, k_b * inverse * weight_b
     k_out += row * HEADS * HEAD_DIM
-    _store(k_out, a * c - b * s, a * s + b * c, dense, dense + PAIRS, inside, dense_whole, inside_whole, HALF)
+    _store(k_out, a * c - b * s, a * s + b * c, dense, dense + PAIRS, written, dense_whole, written_whole, HALF)
 
 
 def blocks(heads: int, head_dim: int) -> tuple[int, int]:
@@ -149,26 +160,31 @@ def qk_norm_rope(
     eps: float,
     per_head: bool = False,
     pairs: str = "interleaved",
+    order: Tensor | None = None,
     out: Sequence[Tensor | None] | None = None,
 ) -> tuple[Tensor, Tensor]:
     q, k = _channels_together(q), _channels_together(k)
     q_weight, k_weight, cos, sin = q_weight.contiguous(), k_weight.contiguous(), cos.contiguous(), sin.contiguous()
     samples, tokens, heads, head_dim = q.shape
     q_given, k_given = each(out, 2)
-    q_out, k_out = place(q_given, q.shape, q.dtype, q.device), place(k_given, k.shape, k.dtype, k.device)
+    places = tokens if order is None else order.shape[0]
+    shape = samples, places, heads, head_dim
+    q_out, k_out = place(q_given, shape, q.dtype, q.device), place(k_given, shape, k.dtype, k.device)
     head_block, pair_block = blocks(heads, head_dim)
     if q_out.numel():
         with on_device_of(q):
-            _kernel[(samples * tokens,)](
+            _kernel[(samples * places,)](
                 q,
                 k,
                 q_weight,
                 k_weight,
                 cos,
                 sin,
+                cos if order is None else order.contiguous(),
                 q_out,
                 k_out,
                 tokens,
+                places,
                 *_steps(q),
                 *_steps(k),
                 cos.stride(0),
@@ -180,22 +196,36 @@ def qk_norm_rope(
                 PER_HEAD=per_head,
                 HALF=pairs == "half",
                 TABLE_HEADS=cos.dim() == 3,
+                ORDERED=order is not None,
                 num_warps=warps(heads, head_dim, pairs == "half", cos.dim() == 3),
             )
     return q_out, k_out
 
 
-def _build(heads: int, head_dim: int, per_head: bool, half: bool, table_heads: bool) -> Build:
-    pointers = dict.fromkeys(("q", "k", "q_out", "k_out"), "*bf16")
+def _build(
+    heads: int, head_dim: int, form: tuple[bool, bool, bool], dtype: str = "bf16", *, ordered: bool = False
+) -> Build:
+    """``form``: norm of each head, pairs of halves, angles of heads."""
+    per_head, half, table_heads = form
+    pointers = dict.fromkeys(("q", "k", "q_out", "k_out"), f"*{dtype}")
     tables = dict.fromkeys(("q_weight", "k_weight", "cos", "sin"), "*fp32")
     steps = {f"{name}_{axis}": "i64" for name in "qk" for axis in ("sample", "token", "head")}
     head_block, pair_block = blocks(heads, head_dim)
     kind = f"{'heads' if per_head else 'width'} {'half' if half else 'interleaved'}"
+    more = f"{' angles of heads' if table_heads else ''}{' ordered' if ordered else ''}"
     return Build(
         op="qk_norm_rope",
-        case=f"bf16 {heads}x{head_dim} {kind}{' angles of heads' if table_heads else ''}",
+        case=f"{dtype} {heads}x{head_dim} {kind}{more}",
         kernel=_kernel,
-        signature={**pointers, **tables, "tokens": "i32", **steps, "table_token": "i64", "eps": "fp32"},
+        signature={
+            **pointers,
+            **tables,
+            "order": "*i32",
+            **dict.fromkeys(("tokens", "places"), "i32"),
+            **steps,
+            "table_token": "i64",
+            "eps": "fp32",
+        },
         constants={
             "HEADS": heads,
             "HEAD_DIM": head_dim,
@@ -204,19 +234,25 @@ def _build(heads: int, head_dim: int, per_head: bool, half: bool, table_heads: b
             "PER_HEAD": per_head,
             "HALF": half,
             "TABLE_HEADS": table_heads,
+            "ORDERED": ordered,
         },
         num_warps=warps(heads, head_dim, half, table_heads),
         wide=True,
     )
 
 
+_WAN, _LTX, _LTX_2 = (False, False, False), (False, False, True), (False, True, True)
+_HUNYUAN, _HUNYUAN_15 = (True, False, False), (True, True, False)
 BUILDS = [
-    _build(12, 128, per_head=False, half=False, table_heads=False),  # Wan 1.3B
-    _build(24, 128, per_head=False, half=False, table_heads=False),  # Wan 5B
-    _build(40, 128, per_head=False, half=False, table_heads=False),  # Wan 14B
-    _build(32, 64, per_head=False, half=False, table_heads=True),  # LTX 2B
-    _build(32, 128, per_head=False, half=False, table_heads=True),  # LTX 13B
-    _build(32, 128, per_head=False, half=True, table_heads=True),  # LTX-2
-    _build(24, 128, per_head=True, half=False, table_heads=False),  # Hunyuan
-    _build(16, 128, per_head=True, half=True, table_heads=False),  # Hunyuan 1.5
+    _build(12, 128, _WAN),  # 1.3B
+    _build(24, 128, _WAN),  # 5B
+    _build(40, 128, _WAN),  # 14B
+    _build(32, 64, _LTX),  # 2B
+    _build(32, 128, _LTX),  # 13B
+    _build(32, 128, _LTX_2),
+    _build(24, 128, _HUNYUAN),
+    _build(16, 128, _HUNYUAN_15),
+    *(_build(40, 128, _WAN, dtype) for dtype in ("fp16", "fp32")),
+    _build(40, 128, _WAN, ordered=True),
+    _build(24, 128, _HUNYUAN, ordered=True),
 ]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from glimt_kernels.dispatch import Candidate, Case, define
 from glimt_kernels.eight_bit.reference import arch_reasons, check_dtype
-from glimt_kernels.qk_norm_rope.api import check, qk_norm_rope
+from glimt_kernels.qk_norm_rope.api import check, check_order, qk_norm_rope
 from glimt_kernels.qk_norm_rope_8bit import reference, triton
 from glimt_kernels.triton_env import reluctance, triton_reasons
 
@@ -111,8 +111,7 @@ def _check(q: Tensor, block: int, k_mean: Tensor | None, order: Tensor | None) -
             f"qk_norm_rope_8bit takes k_mean [B, heads, head_dim], here [{b}, {heads}, {head_dim}]; "
             f"found {list(k_mean.shape)}"
         )
-    if order is not None and (order.dim() != 1 or order.dtype not in (torch.int32, torch.int64)):
-        raise ValueError(f"qk_norm_rope_8bit takes order [M] int32 or int64; found {list(order.shape)} {order.dtype}")
+    check_order("qk_norm_rope_8bit", order)
 
 
 def _fake(

@@ -7,15 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from glimt_kernels.eight_bit.reference import levels, scale_of
-from glimt_kernels.qk_norm_rope.reference import norm_rope
-
-
-def arrange(x: Tensor, order: Tensor | None) -> Tensor:
-    """Token ``order[p]`` at place ``p``; zeros where ``order`` names no token: x [B, N, heads, head_dim]."""
-    if order is None:
-        return x
-    named = (order >= 0) & (order < x.shape[1])
-    return F.pad(x, (0, 0, 0, 0, 0, 1))[:, torch.where(named, order.long(), x.shape[1])]
+from glimt_kernels.qk_norm_rope.reference import arrange, norm_rope
 
 
 def quantize(x: Tensor, block: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -74,7 +74,7 @@ def quantize_channels(
     Returns:
         ``(levels, scales)``: [B, N, heads, head_dim] float8_e4m3fn, [B, heads, head_dim] float32; no gradient. In the
         memory of the levels the tokens of a channel lie together, as matrix units want them: strides
-        ``(heads * head_dim * room, 1, head_dim * room, room)``, room the next multiple of 16 to N. The scale of a
+        ``(heads * head_dim * room, 1, head_dim * room, room)``, room the next multiple of 16 above N. The scale of a
         channel with a value that is not finite is not finite.
 
     Raises:

@@ -28,7 +28,9 @@ def tokens_last(x: Tensor) -> Tensor:
 def empty_tokens_last(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Room for one-byte values of the shape of ``x``, laid out as :func:`tokens_last` does."""
     samples, tokens, heads, head_dim = x.shape
-    room = torch.empty((samples, heads, head_dim, -(-tokens // 16) * 16), dtype=dtype, device=x.device)
+    # More than the tokens even where they are a multiple of 16: else an exported graph would be for such lengths alone,
+    # or for all others alone, as PyTorch asks whether a row ends where the next begins.
+    room = torch.empty((samples, heads, head_dim, (tokens // 16 + 1) * 16), dtype=dtype, device=x.device)
     return room[..., :tokens].permute(0, 3, 1, 2)
 
 

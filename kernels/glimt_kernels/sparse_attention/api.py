@@ -95,7 +95,7 @@ def _call(op: Op, args: tuple[Any, ...], out: Tensor | None, impl: str | None) -
 
 def _check(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, scale: float, out: Tensor | None) -> None:
     wrong = []
-    if not (scale > 0 and math.isfinite(scale)):
+    if not 0 < scale < math.inf:
         wrong.append(f"sparse_attention takes a positive scale; found {scale}")
     fits = q.dim() == k.dim() == 4 and v.shape == k.shape and k.shape == (q.shape[0], k.shape[1], *q.shape[2:])
     fits = fits and (out is None or out.shape == q.shape) and q.is_floating_point()

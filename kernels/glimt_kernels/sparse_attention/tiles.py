@@ -60,7 +60,7 @@ class Tiling:
         return self.places != self.tokens
 
     def order(self, device: torch.device | str = "cpu") -> Tensor:
-        """[places] int32: the token at each place, -1 at empty ones; what ``qk_norm_rope_8bit`` takes as ``order``."""
+        """[places] int32: the token at each place, -1 at empty ones; the ``order`` of ``qk_norm_rope``."""
         token = torch.arange(self.tokens, dtype=torch.int32, device=device).view(self.grid)
         missing = [n * extent - size for n, extent, size in zip(self.tiles, self.tile, self.grid, strict=True)]
         whole = torch.nn.functional.pad(token, (0, missing[2], 0, missing[1], 0, missing[0]), value=-1)

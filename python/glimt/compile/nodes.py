@@ -182,12 +182,13 @@ def translations() -> dict[Any, Callable[..., Any]]:
 
     def qk_norm_rope(
         q: Any, k: Any, q_weight: Any, k_weight: Any, cos: Any, sin: Any, eps: float,
-        per_head: bool = False, pairs: str = "interleaved",
+        per_head: bool = False, pairs: str = "interleaved", order: Any = None,
     ) -> Any:  # fmt: skip
-        if per_head or pairs != "interleaved" or len(cos.shape) != 2:
+        if per_head or pairs != "interleaved" or len(cos.shape) != 2 or order is not None:
             raise CompileError(
-                f"qk_norm_rope with per_head={per_head}, pairs={pairs!r} and angles of {len(cos.shape)} axes has no "
-                "node; there is one for norms over all heads, neighbouring pairs and angles [N, head_dim / 2]"
+                f"qk_norm_rope with per_head={per_head}, pairs={pairs!r}, angles of {len(cos.shape)} axes and "
+                f"{'no' if order is None else 'an'} order has no node; there is one for norms over all heads, "
+                "neighbouring pairs, angles [N, head_dim / 2] and tokens as they come"
             )
         return emit["qk_norm_rope"](q, k, q_weight, k_weight, cos, sin, eps=eps)
 

@@ -22,6 +22,7 @@ def eager(
     eps: float,
     per_head: bool,
     pairs: str,
+    order: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """As Diffusers' Wan attention: RMS norm in the working dtype's own way, then the rotation in float32."""
     return _one(q, q_weight, cos, sin, eps), _one(k, k_weight, cos, sin, eps)
@@ -39,7 +40,7 @@ def workload(name: str, shape: Shape, dtype: torch.dtype, device: torch.device) 
     q_weight, k_weight = (1 + 0.1 * torch.randn(shape.width, device=device).to(dtype) for _ in range(2))
     angle = torch.randn(shape.tokens, shape.head_dim // 2, device=device)
     cos, sin = angle.cos(), angle.sin()
-    return of(name, (q, k, q_weight, k_weight, cos, sin, EPS, False, "interleaved"))
+    return of(name, (q, k, q_weight, k_weight, cos, sin, EPS, False, "interleaved", None))
 
 
 def of(name: str, args: Args) -> Workload:

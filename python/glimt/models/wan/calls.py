@@ -113,7 +113,7 @@ def _self_attention(config: WanTransformerConfig, job: Job, samples: int) -> Ite
     q, table = _empty(samples, n, heads, head_dim, dtype=dtype), _empty(n, head_dim // 2, dtype=torch.float32)
     yield _modulated(config, job, samples)
     yield product(3 * width if job.together else width, x)
-    yield KernelCall("qk_norm_rope", (q, q, weight, weight, table, table, config.eps, False, "interleaved"))
+    yield KernelCall("qk_norm_rope", (q, q, weight, weight, table, table, config.eps, False, "interleaved", None))
     yield KernelCall("attention", (q, q, q, head_dim**-0.5, None))
     yield _gated(x, x, job)
 
@@ -174,7 +174,7 @@ def _self_attention_8bit(config: WanTransformerConfig, job: Job, samples: int) -
     yield _modulated_8bit(config, job, samples)
     yield _w8a8(3 * width, x, job)
     few, angles, last = q[:, ::_EVERY], table[::_EVERY], (config.eps, False, "interleaved")
-    yield KernelCall("qk_norm_rope", (few, few, weight, weight, angles, angles, *last))
+    yield KernelCall("qk_norm_rope", (few, few, weight, weight, angles, angles, *last, None))
     mean = _empty(samples, heads, head_dim, dtype=torch.float32)
     yield KernelCall("qk_norm_rope_8bit", (q, q, weight, weight, table, table, *last, qk, _ROWS, 1.0, mean, None))
     if pv.itemsize == 1:
