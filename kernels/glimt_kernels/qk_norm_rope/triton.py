@@ -185,7 +185,7 @@ def qk_norm_rope(
     return q_out, k_out
 
 
-def _build(heads: int, head_dim: int, per_head: bool, half: bool, table_heads: bool) -> Build:
+def build(heads: int, head_dim: int, per_head: bool, half: bool, table_heads: bool) -> Build:
     pointers = dict.fromkeys(("q", "k", "q_out", "k_out"), "*bf16")
     tables = dict.fromkeys(("q_weight", "k_weight", "cos", "sin"), "*fp32")
     steps = {f"{name}_{axis}": "i64" for name in "qk" for axis in ("sample", "token", "head")}
@@ -211,12 +211,12 @@ def _build(heads: int, head_dim: int, per_head: bool, half: bool, table_heads: b
 
 
 BUILDS = [
-    _build(12, 128, per_head=False, half=False, table_heads=False),  # Wan 1.3B
-    _build(24, 128, per_head=False, half=False, table_heads=False),  # Wan 5B
-    _build(40, 128, per_head=False, half=False, table_heads=False),  # Wan 14B
-    _build(32, 64, per_head=False, half=False, table_heads=True),  # LTX 2B
-    _build(32, 128, per_head=False, half=False, table_heads=True),  # LTX 13B
-    _build(32, 128, per_head=False, half=True, table_heads=True),  # LTX-2
-    _build(24, 128, per_head=True, half=False, table_heads=False),  # Hunyuan
-    _build(16, 128, per_head=True, half=True, table_heads=False),  # Hunyuan 1.5
+    build(12, 128, per_head=False, half=False, table_heads=False),  # Wan 1.3B
+    build(24, 128, per_head=False, half=False, table_heads=False),  # Wan 5B
+    build(40, 128, per_head=False, half=False, table_heads=False),  # Wan 14B
+    build(32, 64, per_head=False, half=False, table_heads=True),  # LTX 2B
+    build(32, 128, per_head=False, half=False, table_heads=True),  # LTX 13B
+    build(32, 128, per_head=False, half=True, table_heads=True),  # LTX-2
+    build(24, 128, per_head=True, half=False, table_heads=False),  # Hunyuan
+    build(16, 128, per_head=True, half=True, table_heads=False),  # Hunyuan 1.5
 ]
