@@ -16,7 +16,8 @@ from glimt_kernels.manifest.launch import Launch
 from glimt_kernels.manifest.spec import Argument, Axis, Cubin, Kernel, Manifest
 from glimt_kernels.manifest.text import dump
 
-ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
 SOURCES = sorted((ROOT / "csrc/manifest").glob("*.cpp"))
 SANITIZED = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-Wall", "-Wextra", "-Werror"]
 _HOME = TemporaryDirectory(prefix="glimt-manifests-")
@@ -87,20 +88,29 @@ def _words(*words: Axis) -> str:
 
 
 @cache
-def _probe() -> Path:
-    built = Path(_HOME.name) / "probe"
-    command = [os.environ.get("CXX", "c++"), "-std=c++17", *SANITIZED, f"-I{ROOT / 'csrc'}", "-o", str(built)]
-    command += [str(ROOT / "tests/kernels/manifest/probe.cpp"), *map(str, SOURCES)]
+def sanitized(name: str, *sources: Path) -> Path:
+    """``tests/kernels/manifest/<name>.cpp`` with ``sources``, compiled with AddressSanitizer and UBSan."""
+    built = Path(_HOME.name) / name
+    command = [
+        os.environ.get("CXX", "c++"),
+        "-std=c++17",
+        *SANITIZED,
+        f"-I{ROOT / 'csrc'}",
+        "-DGLIMT_TENSORRT_DECLARED",
+    ]
+    command += [str(HERE / f"manifest/{name}.cpp"), *map(str, sources), "-ldl", "-o", str(built)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return built
 
 
-class Reader:
-    """The C++ reader, compiled with AddressSanitizer and UBSan: a question, an answer; it may never end by itself."""
+class Process:
+    """A program that answers each line with one, "ok ..." or "error ..."; it may never end by itself."""
 
-    def __init__(self) -> None:
-        self.process = subprocess.Popen([_probe()], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    def __init__(self, program: Path, **around: str) -> None:
+        self.process = subprocess.Popen(
+            [program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **around}
+        )
 
     def ask(self, *words: object) -> tuple[bool, str]:
         """(whether it went well, the answer or the error)."""
@@ -108,9 +118,23 @@ class Reader:
         self.process.stdin.write(" ".join(map(str, words)) + "\n")
         self.process.stdin.flush()
         answer = self.process.stdout.readline()
-        assert answer, f"the reader ended with {self.process.wait()}"
+        assert answer, f"the program ended with {self.process.wait()}"
         kind, _, rest = answer.rstrip("\n").partition(" ")
         return kind == "ok", rest
+
+    def close(self) -> None:
+        """Memory that is lost shows here."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.close()
+        assert self.process.wait() == 0
+        self.process.stdout.close()
+
+
+class Reader(Process):
+    """The C++ reader of manifests."""
+
+    def __init__(self) -> None:
+        super().__init__(sanitized("probe", *SOURCES))
 
     def parse(self, content: bytes) -> tuple[bool, str]:
         went, says = self.ask("parse", content.hex())
@@ -127,9 +151,3 @@ class Reader:
             return says
         grid, _, params = says.partition(" ")
         return Launch(int(grid), bytes.fromhex(params))
-
-    def close(self) -> None:
-        assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.close()
-        assert self.process.wait() == 0, "memory was lost"
-        self.process.stdout.close()
