@@ -348,3 +348,8 @@ def test_with_tensorrts_headers_it_gets_its_name_and_without_them_it_says_so(tmp
     assert "GLIMT_TENSORRT_DECLARED" not in rules
     code, says = cmake("-S", ROOT / "csrc/tensorrt", "-B", tmp_path / "other", "-DGLIMT_TENSORRT_INCLUDE=/nowhere")
     assert code != 0 and "GLIMT_TENSORRT_INCLUDE=/nowhere has no NvInferRuntime.h" in says
+    around = ("-DGLIMT_TENSORRT=ON", "-DGLIMT_CUDA=OFF", f"-DPython_EXECUTABLE={sys.executable}")
+    code, says = cmake("-S", ROOT, "-B", tmp_path / "whole", *around)
+    assert code != 0 and "GLIMT_TENSORRT=ON needs GLIMT_TENSORRT_INCLUDE" in says
+    code, says = cmake("-S", ROOT, "-B", tmp_path / "whole", *around, given)
+    assert code == 0 and f"with the headers of {tmp_path / 'include'}" in says, says
