@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+import struct
 import subprocess
 from collections.abc import Sequence
 from functools import cache
@@ -85,6 +86,23 @@ def _rendered(a: Argument) -> str:
 
 def _words(*words: Axis) -> str:
     return " ".join(map(str, words))
+
+
+def parameters(cubin: bytes, entry: str) -> list[tuple[int, int]]:
+    """(offset, bytes) of each parameter as the chip's code has them: EIATTR_KPARAM_INFO of .nv.info.<entry>."""
+    shoff, shentsize, shnum, shstrndx = (*struct.unpack_from("<Q", cubin, 40), *struct.unpack_from("<3H", cubin, 58))
+    heads = [struct.unpack_from("<IIQQQQ", cubin, shoff + i * shentsize) for i in range(shnum)]
+    names = heads[shstrndx][4]
+    wanted = f".nv.info.{entry}\0".encode()
+    start, size = next((h[4], h[5]) for h in heads if cubin[names + h[0] :].startswith(wanted))
+    found, at = {}, start
+    while at < start + size:
+        form, kind, length = struct.unpack_from("<BBH", cubin, at)
+        if form == 4 and kind == 0x17:
+            _, ordinal, offset, bits = struct.unpack_from("<IHHI", cubin, at + 4)
+            found[ordinal] = offset, bits >> 18
+        at += 4 + (length if form == 4 else 0)
+    return [found[i] for i in range(len(found))]
 
 
 @cache
