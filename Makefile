@@ -6,6 +6,8 @@
 # make aot    compiles every Triton kernel for every GPU and compares with the committed table (minutes)
 # make aot-3.6    the same with Triton 3.6.0, in .venv-triton36
 # make aot-cuda   compiles the CUDA convolutions for every GPU and compares with the committed table (minutes; needs nvcc)
+# make tensorrt-plugin  the plugins that run our kernels inside TensorRT engines, in build/tensorrt; with TensorRT's headers
+#                       (TENSORRT_INCLUDE="DIR;DIR"), else compiled against our own declarations, as a check of the source
 # make format what `make test` would complain of, where a tool can mend it
 #
 # PYTHON=python3.12      the interpreter that makes .venv
@@ -27,6 +29,7 @@ PYTEST_ARGS ?=
 PROMPT ?= a red ball rolls left over a green floor
 AOT_ARGS ?=
 BENCH_ARGS ?=
+TENSORRT_INCLUDE ?=
 VENV := .venv
 VENV_36 := .venv-triton36
 BIN := $(VENV)/bin
@@ -35,9 +38,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq $(PIP_ARGS) 
 # What the installed package is made of; Python sources are not among it, the install is editable.
 NATIVE := $(shell find csrc cmake kernels -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.cmake')
 INSTALL_INPUTS := pyproject.toml constraints.txt CMakeLists.txt $(wildcard cmake/*.py) $(NATIVE) $(VENV)/.stamp-cuda
-FORMATTED := $(filter-out %.cmake,$(NATIVE)) $(wildcard tests/kernels/emulator/*)
+FORMATTED := $(filter-out %.cmake,$(NATIVE)) $(wildcard tests/kernels/emulator/* tests/kernels/manifest/*)
 
-.PHONY: help demo test lint unit mutations aot aot-3.6 aot-cuda format bench-cpu gpu-report clean always
+.PHONY: help demo test lint unit mutations aot aot-3.6 aot-cuda tensorrt-plugin format bench-cpu gpu-report clean always
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | sed '/^$$/q'
@@ -114,6 +117,10 @@ aot-3.6: $(VENV_36)/.stamp
 
 aot-cuda: $(VENV)/.stamp-test
 	@GLIMT_TRITON=1 $(BIN)/python -m glimt_kernels.aot_cuda $(AOT_ARGS)
+
+tensorrt-plugin: $(VENV)/.stamp-torch
+	@$(BIN)/cmake -S csrc/tensorrt -B build/tensorrt "-DGLIMT_TENSORRT_INCLUDE=$(TENSORRT_INCLUDE)"
+	@$(BIN)/cmake --build build/tensorrt
 
 format: $(VENV)/.stamp-test
 	@$(BIN)/ruff check --quiet --fix .

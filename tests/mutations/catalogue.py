@@ -9,6 +9,7 @@ from bugs_attention import ATTENTION, CHUNK_ATTENTION, SPARSE_ATTENTION
 from bugs_conv_cuda import CONV_CUDA
 from bugs_convolutions import CAUSAL_CONV3D, CAUSAL_CONV3D_NORM, UPSAMPLE_CONV
 from bugs_linear import LINEAR, LINEAR_QUANT
+from bugs_manifest import MANIFEST
 from bugs_native import NATIVE
 from bugs_norms import ADA_NORM, NORM, QK_NORM_ROPE, QK_NORM_ROPE_8BIT, RMS_NORM_SILU
 from bugs_pixels import FRAMES, GUIDANCE_STEP
@@ -26,6 +27,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     *GUIDANCE_STEP,
     *LINEAR,
     *LINEAR_QUANT,
+    *MANIFEST,
     *NORM,
     *QK_NORM_ROPE,
     *QK_NORM_ROPE_8BIT,

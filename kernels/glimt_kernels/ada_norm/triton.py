@@ -177,7 +177,7 @@ def gated_ada_norm_8bit(
     return _launch(x, residual, gate, scale, shift, eps, dtype, each(out, 3))
 
 
-def _build(width: int, branch: bool, eight: torch.dtype | None) -> Build:
+def build(width: int, branch: bool, eight: torch.dtype | None) -> Build:
     out = "*bf16" if eight is None else POINTERS[eight]
     pointers = {**dict.fromkeys(("x", "residual", "stream"), "*bf16"), "out": out}
     modulations = dict.fromkeys(("gate", "scale", "shift", "row_scales"), "*fp32")
@@ -205,7 +205,7 @@ def _build(width: int, branch: bool, eight: torch.dtype | None) -> Build:
 
 # Wan 1.3B, LTX 2B and Hunyuan 1.5, Wan 5B, LTX 13B, Wan 14B.
 BUILDS = [
-    _build(width, branch, eight)
+    build(width, branch, eight)
     for width in (1536, 2048, 3072, 4096, 5120)
     for branch in (False, True)
     for eight in (None, torch.int8, torch.float8_e4m3fn)

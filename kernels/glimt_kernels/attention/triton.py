@@ -360,7 +360,7 @@ UNUSUAL = (33, 72, 80, 200)  # these fill no tile; rows of 72 and 80 are those o
 TRITON_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
-def _build(arch: int, dtype: str, head_dim: int, cross: bool, describable: bool = True, lse: bool = True) -> Build:
+def build(arch: int, dtype: str, head_dim: int, cross: bool, describable: bool = True, lse: bool = True) -> Build:
     """Self-attention, or cross-attention with a bias, which also gives the log of the sum unless ``lse`` is False."""
     tile = tiles(arch, TRITON_DTYPES[dtype], head_dim, describable)
     block = f"tensordesc<{dtype}[1,{tile.keys},1,{head_dim}]>" if tile.tma else f"*{dtype}"
@@ -386,15 +386,15 @@ def _build(arch: int, dtype: str, head_dim: int, cross: bool, describable: bool 
 
 BUILDS = [
     *(
-        _build(arch, dtype, head_dim, cross)
+        build(arch, dtype, head_dim, cross)
         for dtype in ("bf16", "fp16")
         for head_dim in (64, 128)
         for cross in (False, True)
         for arch in ARCHS
     ),
-    *(_build(arch, "bf16", head_dim, True, lse=False) for head_dim in (64, 128) for arch in ARCHS),
-    *(_build(arch, "bf16", head_dim, True) for head_dim in (32, 96, 256) for arch in ARCHS),
-    *(_build(arch, "fp16", head_dim, True) for head_dim in (32, 96, 256, *UNUSUAL) for arch in ARCHS),
-    *(_build(arch, "fp32", head_dim, True) for head_dim in (32, 64, 128, 256) for arch in ARCHS),
-    *(_build(arch, "bf16", head_dim, True, describable=False) for head_dim in (64, 128) for arch in (90, 100)),
+    *(build(arch, "bf16", head_dim, True, lse=False) for head_dim in (64, 128) for arch in ARCHS),
+    *(build(arch, "bf16", head_dim, True) for head_dim in (32, 96, 256) for arch in ARCHS),
+    *(build(arch, "fp16", head_dim, True) for head_dim in (32, 96, 256, *UNUSUAL) for arch in ARCHS),
+    *(build(arch, "fp32", head_dim, True) for head_dim in (32, 64, 128, 256) for arch in ARCHS),
+    *(build(arch, "bf16", head_dim, True, describable=False) for head_dim in (64, 128) for arch in (90, 100)),
 ]

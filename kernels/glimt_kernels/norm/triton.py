@@ -75,7 +75,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, out: Tensor | None = None) -
     return _launch(x, weight, None, eps, out)
 
 
-def _build(width: int, centered: bool) -> Build:
+def build(width: int, centered: bool) -> Build:
     """Weights in float32, as the norms of a half-precision Wan keep them."""
     pointers = {"x": "*bf16", "weight": "*fp32", "bias": "*fp32", "out": "*bf16"}
     return Build(
@@ -89,4 +89,4 @@ def _build(width: int, centered: bool) -> Build:
     )
 
 
-BUILDS = [_build(width, centered) for width in (1536, 3072, 5120) for centered in (True, False)]  # the Wan family
+BUILDS = [build(width, centered) for width in (1536, 3072, 5120) for centered in (True, False)]  # the Wan family

@@ -202,7 +202,7 @@ def qk_norm_rope(
     return q_out, k_out
 
 
-def _build(
+def build(
     heads: int, head_dim: int, form: tuple[bool, bool, bool], dtype: str = "bf16", *, ordered: bool = False
 ) -> Build:
     """``form``: norm of each head, pairs of halves, angles of heads."""
@@ -241,18 +241,18 @@ def _build(
     )
 
 
-_WAN, _LTX, _LTX_2 = (False, False, False), (False, False, True), (False, True, True)
+WAN, _LTX, _LTX_2 = (False, False, False), (False, False, True), (False, True, True)
 _HUNYUAN, _HUNYUAN_15 = (True, False, False), (True, True, False)
 BUILDS = [
-    _build(12, 128, _WAN),  # 1.3B
-    _build(24, 128, _WAN),  # 5B
-    _build(40, 128, _WAN),  # 14B
-    _build(32, 64, _LTX),  # 2B
-    _build(32, 128, _LTX),  # 13B
-    _build(32, 128, _LTX_2),
-    _build(24, 128, _HUNYUAN),
-    _build(16, 128, _HUNYUAN_15),
-    *(_build(40, 128, _WAN, dtype) for dtype in ("fp16", "fp32")),
-    _build(40, 128, _WAN, ordered=True),
-    _build(24, 128, _HUNYUAN, ordered=True),
+    build(12, 128, WAN),  # 1.3B
+    build(24, 128, WAN),  # 5B
+    build(40, 128, WAN),  # 14B
+    build(32, 64, _LTX),  # 2B
+    build(32, 128, _LTX),  # 13B
+    build(32, 128, _LTX_2),
+    build(24, 128, _HUNYUAN),
+    build(16, 128, _HUNYUAN_15),
+    *(build(40, 128, WAN, dtype) for dtype in ("fp16", "fp32")),
+    build(40, 128, WAN, ordered=True),
+    build(24, 128, _HUNYUAN, ordered=True),
 ]
