@@ -156,7 +156,8 @@ def plan_tiny_decode(config: TinyConfig, latents: LatentGrid, item_bytes: int) -
     """How the tiny decoder makes the frames of a clip: whole pictures, :func:`tiny_chunk` latent frames at a time."""
     chunk = tiny_chunk(config, latents)
     peak = tiny_bytes(config, latents, chunk, item_bytes)
-    return DecodePlan(chunk, 1, 1, 1, False, peak, tiny_flops(config, latents), 0)
+    piece = chunk * config.scale_t
+    return DecodePlan(chunk, piece, 1, 1, False, peak, tiny_flops(config, latents), 0)
 
 
 def _block_flops(level: TinyLevel) -> int:
