@@ -244,7 +244,11 @@ def _kernel_decode_bytes(config: WanVaeConfig, part: Tile, chunk: int, piece: in
         frames = level.factor_t * n
     kept += before
     pixels = config.out_channels * chunk * config.scale_factor_temporal * part.boxes[-1].area
-    return item_bytes * (kept + peak) + pixels * max(2 * item_bytes, item_bytes + 4) + _OWN_BYTES
+    folded = [16 * level.b * level.out for level in levels if level.out]
+    # Folding: 3x3 in float32, 12 and 16 sums of its elements, and these in the dtype, twice.
+    folding = max(folded) * (4 * (9 + 12 + 16) + 16 * 2 * item_bytes) // 16 + item_bytes * sum(folded[:-1])
+    decoding = item_bytes * (kept + peak + sum(folded)) + pixels * max(2 * item_bytes, item_bytes + 4)
+    return max(decoding, folding) + _OWN_BYTES
 
 
 def _frames_held(count: int) -> int:
