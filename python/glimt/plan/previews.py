@@ -74,7 +74,7 @@ def plan_preview(
 def tiny_problems(values: Mapping[str, Any], model: str, tiny: TinyConfig | None, quality: str) -> Iterator[str]:
     """What a request wants of a tiny decoder that is not there, or that the quality does not allow."""
     for name, other in (("decoder", "vae"), ("preview", "linear")):
-        if values[name] == "tiny" and tiny is None:
+        if values.get(name) == "tiny" and tiny is None:
             yield (
                 f"{name}: {model} has no tiny decoder; open it with one of the TAEHV form for its latents"
                 f" (tiny_decoder='taew2_1.safetensors' for those of Wan 2.1), or use {name}={other!r}"
