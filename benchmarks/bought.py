@@ -78,7 +78,7 @@ def _gelu_after(x: Any, weight: Any, bias: Any = None, *, gelu: str | None = Non
     return out if gelu is None else F.gelu(out, approximate=gelu)
 
 
-def _upsample_then_conv(x: Any, weight: Any, bias: Any) -> Any:
+def _upsample_then_conv(x: Any, weight: Any, bias: Any, folded: Any = None) -> Any:
     doubled = F.interpolate(x, scale_factor=(1.0, 2.0, 2.0), mode="nearest-exact")
     return vae_ops.conv3d(doubled, weight[:, :, None], bias, padding=(0, 1, 1))
 
@@ -146,10 +146,7 @@ MEANS = (
     Means(
         "upsampling folded into its convolution",
         "upsample, then convolve",
-        _in_place(
-            models__wan__vae_ops__folds_upsample=lambda *tensors: False,
-            models__wan__vae_ops__upsample_conv=_upsample_then_conv,
-        ),
+        _in_place(models__wan__vae_ops__upsample_conv=_upsample_then_conv),
     ),
     Means("residual sum in the convolution's epilogue", "a pass of its own", _sum_after),
     Means("RMS norm and SiLU in one pass", "PyTorch, op by op", _reference("rms_norm_silu")),

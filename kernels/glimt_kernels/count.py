@@ -18,7 +18,7 @@ residual is read there, and counted there.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 
 from glimt_kernels import triton_env
 from glimt_kernels.dispatch import Candidate, Op, find, unsupported_reasons
@@ -50,11 +51,17 @@ _FREE = {
 
 @dataclass(frozen=True)
 class Launch:
-    """One operator call: its name, "matrix", "attention" or "other", and the bytes it moves at most."""
+    """One operator call.
+
+    Attributes:
+        kind: "matrix", "attention" or "other". ``num_bytes``: that it moves at most.
+        flops: two for a multiplication and a sum, of matrices and attention alone; ``None`` where it is not known.
+    """
 
     name: str
     kind: str
     num_bytes: int
+    flops: int | None = 0
 
 
 class _WholeAttention(TorchFunctionMode):
@@ -70,7 +77,8 @@ class _WholeAttention(TorchFunctionMode):
         q, k, v, *rest = args if len(args) >= 3 else [(kwargs or {})[name] for name in ("query", "key", "value")]
         *samples, heads, tokens, _ = q.shape  # on a GPU the heads of a token lie together in what comes out
         out = q.new_empty(*samples, tokens, heads, v.shape[-1]).transpose(-2, -3)
-        self._calls.append(Launch("scaled_dot_product_attention", "attention", _bytes([q, k, v, *rest, out])))
+        flops = 2 * q.shape[:-1].numel() * k.shape[-2] * (q.shape[-1] + v.shape[-1])
+        self._calls.append(Launch("scaled_dot_product_attention", "attention", _bytes([q, k, v, *rest, out]), flops))
         return out
 
 
@@ -103,7 +111,9 @@ class Count(TorchDispatchMode):
             qualified = f"{func.namespace}::{name}" if func.namespace != "aten" else name
             read = args[1:] if name in _OVERWRITING else args
             moved = _bytes(tree_leaves((read, kwargs))) + _bytes(tree_leaves(result))
-            self.calls.append(Launch(qualified, _kind(func.namespace, name), moved))
+            kind = _kind(func.namespace, name)
+            flops = 0 if kind == "other" else _flops(func, args, kwargs, result)
+            self.calls.append(Launch(qualified, kind, moved, flops))
         return result
 
     def _inner(self, namespace: str, name: str, args: tuple[Any, ...]) -> list[Launch] | None:
@@ -126,6 +136,13 @@ class Count(TorchDispatchMode):
         """Bytes moved by calls of these kinds; of all where none is named."""
         wanted = kinds or KINDS
         return sum(call.num_bytes for call in self.calls if call.kind in wanted)
+
+    def flops(self) -> int:
+        """Of matrices and attention. Raises ValueError for an operator of which it is not known."""
+        unknown = sorted({call.name for call in self.calls if call.flops is None})
+        if unknown:
+            raise ValueError(f"FLOPs are not known of {', '.join(unknown)}; add them to _FLOPS in {__name__}")
+        return sum(call.flops or 0 for call in self.calls)
 
     def by_name(self) -> list[tuple[str, int, int]]:
         """(operator, launches, bytes), the most bytes first."""
@@ -153,6 +170,33 @@ def _kind(namespace: str, name: str) -> str:
     if (namespace == "aten" and name in _MATRIX) or (namespace == "glimt" and name.startswith(_MATRIX_OPS)):
         return "matrix"
     return "other"
+
+
+def _convolution_flops(x: Tensor, weight: Tensor, *rest: Any) -> int:
+    """Every tap at every pixel of ``x [B, C, F, H, W]``, those that see nothing but zeros among them."""
+    return 2 * weight.numel() * (x.numel() // max(1, x.shape[1]))
+
+
+# Of our ops, from their arguments.
+_FLOPS: dict[str, Callable[..., int]] = {
+    "linear": lambda x, weight, *rest: 2 * x.numel() * weight.shape[0],
+    "attention": lambda q, k, v, *rest: 2 * q.shape[:3].numel() * k.shape[1] * (q.shape[3] + v.shape[3]),
+    "causal_conv3d": _convolution_flops,
+    "causal_conv3d_norm": _convolution_flops,
+    "upsample_conv": _convolution_flops,
+}
+
+
+def _flops(func: Any, args: tuple[Any, ...], kwargs: Any, result: Any) -> int | None:
+    packet = func.overloadpacket
+    if func.namespace == "glimt":
+        known = _FLOPS.get(packet.__name__)
+        return None if known is None else known(*args)
+    if packet in flop_registry:
+        return int(flop_registry[packet](*args, **(kwargs or {}), out_val=result))
+    if packet.__name__ == "linear":
+        return _FLOPS["linear"](*args)
+    return None
 
 
 def _bytes(leaves: Iterable[Any]) -> int:

@@ -167,10 +167,20 @@ def _shift_problems(shift: Any, solver: object) -> Iterator[str]:
 
 def _choice_problems(values: dict[str, Any]) -> Iterator[str]:
     for name, choices in (("solver", SOLVERS), ("preview", PREVIEWS), ("decoder", DECODERS)):
-        value = values[name]
-        if not isinstance(value, str) or value not in choices:
-            near = did_you_mean(value, choices) if isinstance(value, str) else ""
-            yield f"{name}: {value!r} is not one of {', '.join(map(repr, choices))}{near}"
+        yield from _choice_problem(name, values[name], choices)
+
+
+def _choice_problem(name: str, value: object, choices: tuple[str, ...]) -> Iterator[str]:
+    if not isinstance(value, str) or value not in choices:
+        near = did_you_mean(value, choices) if isinstance(value, str) else ""
+        yield f"{name}: {value!r} is not one of {', '.join(map(repr, choices))}{near}"
+
+
+def check_decoder(decoder: object) -> None:
+    """Raise RequestError unless it is the name of one."""
+    problems = tuple(_choice_problem("decoder", decoder, DECODERS))
+    if problems:
+        raise RequestError(*problems)
 
 
 def _expert_problems(values: dict[str, Any], card: Card) -> Iterator[str]:

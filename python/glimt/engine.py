@@ -24,24 +24,28 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from glimt.check import check_clip, latent_grid
+from glimt.check import check_clip, check_decoder, latent_grid
 from glimt.config import EngineConfig
-from glimt.errors import GlimtError
+from glimt.errors import GlimtError, RequestError
 from glimt.models.zoo import BUNDLED, ModelCard
 from glimt.pipeline.components import Components
 from glimt.pipeline.decode import decoded
 from glimt.pipeline.encode import encode
 from glimt.pipeline.events import Event, FrameChunk, Frames, StageEvent
+from glimt.pipeline.foreign import ForeignVae
 from glimt.pipeline.run import run
+from glimt.pipeline.tiny import decoded_tiny
 from glimt.plan import EXPERTS, DecodePlan, GenerationPlan, Planner, autoencode
 from glimt.report import Provenance, RunReport, VideoResult, frames_sha256
 from glimt.request import GenerateRequest, ResolvedRequest
 from glimt.shapes import PixelGrid
+from glimt.weights.folder import TINY
 from glimt.weights.hub import open_model
 from glimt.weights.tiny import with_tiny
 from glimt_kernels import references_only
 
 Request = GenerateRequest | ResolvedRequest
+NETWORK_OF = {"vae": "vae", "tiny": TINY}  # the component that a decoder is
 
 
 class Engine:
@@ -183,27 +187,44 @@ class Engine:
         provenance = self._provenance(plan, report.implementations, digests)
         return VideoResult(videos, plan.request.fps, report, provenance, None if kept is None else tuple(kept))
 
-    def plan_decode(self, shape: Sequence[int], *, memory_budget: int | None = None) -> DecodePlan:
+    def plan_decode(
+        self, shape: Sequence[int], *, memory_budget: int | None = None, decoder: str = "vae"
+    ) -> DecodePlan:
         """How latents of ``shape`` [1, C, f, h, w] are decoded: chunk, tiles, and the memory that takes.
 
         Args:
             memory_budget: bytes, in place of the configured ones.
+            decoder: ``"vae"``, or ``"tiny"``, which is faster and changes the picture (class lossy).
 
         Raises:
-            RequestError: latents that are not of this model. MemoryBudgetError: says what would fit.
+            RequestError: latents that are not of this model, a decoder that is not there or not allowed.
+            MemoryBudgetError: says what would fit.
         """
-        return autoencode.plan_decode(self._planner, latent_grid(shape, self.card), memory_budget, self._held_vae())
+        check_decoder(decoder)
+        grid, held = latent_grid(shape, self.card), self._components.held_bytes(NETWORK_OF[decoder])
+        return autoencode.plan_decode(self._planner, grid, memory_budget, held, decoder)
 
     def decode(
-        self, latents: Tensor, *, fps: float | None = None, memory_budget: int | None = None
+        self,
+        latents: Tensor,
+        *,
+        fps: float | None = None,
+        memory_budget: int | None = None,
+        decoder: str = "vae",
+        vae: ForeignVae | str | os.PathLike[str] | None = None,
     ) -> Generator[FrameChunk, None, None]:
         """Frames of normalized latents [1, C, f, h, w], in chunks and tiles that fit in ``memory_budget`` bytes.
 
-        ``fps``: of the clip, the model's own if not given. Raises as :meth:`plan_decode`, here and now; from the
-        generator what :meth:`stream` raises of its decoding.
+        ``fps``: of the clip, the model's own if not given. ``decoder``, and what is raised here and now: as for
+        :meth:`plan_decode`; from the generator what :meth:`stream` raises of its decoding.
+
+        ``vae``: another family's autoencoder (Hunyuan, LTX, CogVideoX, SVD) in place of this model's, a folder that
+        Diffusers wrote. That package decodes, the whole clip at once, and nothing of its memory is planned.
         """
-        layout = self.plan_decode(latents.shape, memory_budget=memory_budget)
-        return self._decode(latents, layout, self.card.fps if fps is None else fps)
+        if vae is not None:
+            return self._decode_foreign(latents, fps, memory_budget, decoder, vae)
+        layout = self.plan_decode(latents.shape, memory_budget=memory_budget, decoder=decoder)
+        return self._decode(latents, layout, self.card.fps if fps is None else fps, decoder)
 
     def plan_encode(self, clip: PixelGrid, *, memory_budget: int | None = None) -> int:
         """Bytes that encoding ``clip`` takes beside the weights.
@@ -265,9 +286,14 @@ class Engine:
     def _held_vae(self) -> int:
         return self._components.held_bytes("vae")
 
-    def _decode(self, latents: Tensor, layout: DecodePlan, fps: float) -> Generator[FrameChunk, None, None]:
-        index, vae = 0, self._components.vae()
-        frames = decoded(vae, latents.to(self.device), layout)
+    def _decode(
+        self, latents: Tensor, layout: DecodePlan, fps: float, decoder: str
+    ) -> Generator[FrameChunk, None, None]:
+        index, latents = 0, latents.to(self.device)
+        if decoder == "tiny":
+            frames = decoded_tiny(self._components.tiny(), latents, layout)
+        else:
+            frames = decoded(self._components.vae(), latents, layout)
         try:
             while True:
                 with references_only(self.config.quality == "exact"):  # never across a yield
@@ -278,6 +304,22 @@ class Engine:
                 index += len(some)
         finally:
             frames.close()
+
+    def _decode_foreign(
+        self,
+        latents: Tensor,
+        fps: float | None,
+        memory_budget: int | None,
+        decoder: str,
+        vae: ForeignVae | str | os.PathLike[str],
+    ) -> Generator[FrameChunk, None, None]:
+        if memory_budget is not None:
+            raise RequestError("memory_budget: an autoencoder of Diffusers decodes whole clips; leave it out with vae")
+        if decoder != "vae":
+            raise RequestError(f"decoder: {decoder!r} is of this engine's model; leave it out with vae")
+        opened = vae if isinstance(vae, ForeignVae) else ForeignVae.open(vae, self.device, self.dtype)
+        opened.check(latents)
+        return (FrameChunk(0, opened.decode(latents), self.card.fps if fps is None else fps) for _ in range(1))
 
     def _provenance(
         self, plan: GenerationPlan, implementations: dict[str, str], digests: tuple[str, ...] = ()

@@ -17,7 +17,7 @@ import torch
 from glimt.models.wan.vae import WanVae
 from glimt.pipeline.decode import decoded
 from glimt.pipeline.encode import encode
-from glimt.plan.vae import plan_decode
+from glimt.plan.vae import Way, plan_decode
 from glimt.shapes import LatentGrid
 from glimt.video.clip import open_clip
 from glimt_world.render import render
@@ -57,7 +57,7 @@ def file_trip(vae: WanVae, path: Path, frames: int | None) -> str:
     clip = open_clip(path)
     count = clip.frames if frames is None else frames
     latents = encode(vae, clip.read(count))
-    layout = plan_decode(vae.config, LatentGrid(*latents.shape[1:]), 4, 2**63, by_frames=True)
+    layout = plan_decode(vae.config, LatentGrid(*latents.shape[1:]), 4, 2**63, way=Way.FRAMES)
     found: list[float] = []
     given = clip.read(count)
     for chunk in decoded(vae, latents, layout):

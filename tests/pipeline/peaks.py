@@ -21,7 +21,7 @@ from glimt.models.wan.config import WanVaeConfig
 from glimt.models.wan.vae import WanVae
 from glimt.pipeline.decode import decoded
 from glimt.pipeline.encode import encode
-from glimt.plan.vae import DecodePlan, encode_bytes, plan_decode
+from glimt.plan.vae import DecodePlan, Way, encode_bytes, plan_decode
 from glimt.shapes import LatentGrid, PixelGrid
 from glimt.weights.hub import open_model
 
@@ -61,7 +61,7 @@ def exhaust(vae: WanVae, latents: torch.Tensor, layout: DecodePlan) -> None:
 
 def decode(vae: WanVae, frames: int, height: int, width: int, room: int = 2**63) -> dict[str, object]:
     grid = LatentGrid(vae.config.z_dim, frames, height, width)
-    layout = plan_decode(vae.config, grid, 4, room, by_frames=True)
+    layout = plan_decode(vae.config, grid, 4, room, way=Way.FRAMES)
     latents = torch.randn(grid.shape(1), generator=torch.Generator().manual_seed(0))
     peak = most_bytes(lambda: exhaust(vae, latents, layout))
     return {"planned": layout.peak_bytes, "peak": peak, "tiles": [layout.rows, layout.columns]}

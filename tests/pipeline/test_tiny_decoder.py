@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from glimt.engine import Engine
-from glimt.errors import CheckpointError, RequestError
+from glimt.errors import CheckpointError, MemoryBudgetError, RequestError
 from glimt.models.taehv.config import TinyConfig
 from glimt.models.taehv.model import TinyAutoencoder
 from glimt.pipeline.events import FrameChunk
@@ -50,6 +50,26 @@ def test_frames_are_those_of_the_file_for_the_finished_latents(engine: Engine) -
     full = engine.generate(replace(REQUEST, decoder="vae"), keep_latents=True)
     assert full.latents is not None and torch.equal(full.latents[0], result.latents[0])
     assert not np.array_equal(full.frames, result.frames)
+
+
+def test_latents_by_themselves_are_decoded_by_it_where_it_is_asked_for(engine: Engine) -> None:
+    latents = torch.randn(1, 4, 5, 4, 6, generator=torch.Generator().manual_seed(0))
+    found = np.concatenate([chunk.frames for chunk in engine.decode(latents, decoder="tiny")])
+    assert found.shape == (17, 32, 48, 3) and np.abs(found.astype(int) - by_hand(latents)).max() <= 1
+    plans = [engine.plan_decode(latents.shape, decoder=name) for name in ("vae", "tiny")]
+    assert plans[1].flops < plans[0].flops and plans[1].note == "" and "pieces" not in str(plans[1])
+    with pytest.raises(MemoryBudgetError, match="decoding 17 frames of 48x32"):
+        engine.plan_decode(latents.shape, decoder="tiny", memory_budget=100_000)
+    with pytest.raises(RequestError, match="did you mean 'tiny'"):
+        engine.decode(latents, decoder="tini")
+
+
+def test_decoding_refuses_it_where_it_is_not_or_is_not_allowed() -> None:
+    file, shape = str(tiny.tiny_decoder("t2v")), (1, 4, 2, 4, 6)
+    with pytest.raises(RequestError, match="class lossy"):
+        Engine.open(tiny.folder("t2v"), device="cpu", tiny_decoder=file).plan_decode(shape, decoder="tiny")
+    with pytest.raises(RequestError, match="has no tiny decoder"):
+        Engine.open(tiny.folder("t2v"), device="cpu", quality="lossy").plan_decode(shape, decoder="tiny")
 
 
 def test_plan_report_and_record_say_so(engine: Engine) -> None:

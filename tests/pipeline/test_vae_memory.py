@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from glimt.engine import Engine
 from glimt.errors import MemoryBudgetError, RequestError
 from glimt.models.wan.config import WanVaeConfig
-from glimt.plan.vae import encode_bytes, plan_decode
+from glimt.plan.vae import Way, encode_bytes, plan_decode
 from glimt.profile import vae_decode_flops
 from glimt.shapes import LatentGrid, PixelGrid
 from models import tiny
@@ -63,32 +63,32 @@ def test_the_peak_is_flat_from_17_to_961_frames() -> None:
     height=st.integers(1, 90),
     width=st.integers(1, 160),
     room=st.integers(10**7, 10**10),
-    by_frames=st.booleans(),
+    way=st.sampled_from(Way),
 )
 def test_what_is_chosen_fits_if_anything_does_and_is_not_cut_finer_than_it_must(
-    frames: int, height: int, width: int, room: int, by_frames: bool
+    frames: int, height: int, width: int, room: int, way: Way
 ) -> None:
     grid = LatentGrid(16, frames, height, width)
-    plan = plan_decode(WAN21, grid, 4, room, by_frames=by_frames)
-    roomier = plan_decode(WAN21, grid, 4, 2 * room, by_frames=by_frames)
+    plan = plan_decode(WAN21, grid, 4, room, way=way)
+    roomier = plan_decode(WAN21, grid, 4, 2 * room, way=way)
     assert roomier.flops <= plan.flops
     assert plan.flops == vae_decode_flops(WAN21, grid, plan.rows, plan.columns)
     assert (
-        replace(plan, chunk=0) == replace(plan_decode(WAN21, grid, 4, plan.peak_bytes, by_frames=by_frames), chunk=0)
+        replace(plan, chunk=0) == replace(plan_decode(WAN21, grid, 4, plan.peak_bytes, way=way), chunk=0)
         or plan.peak_bytes > room
     )
     if plan.peak_bytes > room:  # nothing fits
-        assert plan.peak_bytes <= plan_decode(WAN21, grid, 4, 2**63, by_frames=by_frames).peak_bytes
+        assert plan.peak_bytes <= plan_decode(WAN21, grid, 4, 2**63, way=way).peak_bytes
 
 
 def test_memory_does_not_depend_on_the_number_of_frames() -> None:
-    for by_frames in (True, False):
+    for way in Way:
         sizes = {
-            plan_decode(WAN21, LatentGrid(16, frames, 60, 104), 4, 2**63, by_frames=by_frames).peak_bytes
-            for frames in (5, 21, 241)
+            plan_decode(WAN21, LatentGrid(16, frames, 60, 104), 4, 2**63, way=way).peak_bytes for frames in (5, 21, 241)
         }
         assert len(sizes) == 1
-        clips = [PixelGrid(frames, 480, 832) for frames in (17, 81, 961)]
+    clips = [PixelGrid(frames, 480, 832) for frames in (17, 81, 961)]
+    for by_frames in (True, False):
         assert len({encode_bytes(WAN21, clip, 4, by_frames=by_frames) for clip in clips}) == 1
 
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from glimt.cli import main
 from glimt.engine import Engine
+from glimt.report import frames_sha256
 from glimt.video.clip import open_clip
 from glimt.video.latents import load_latents
 from glimt_world import round_trip
@@ -66,6 +67,21 @@ def test_the_latents_are_those_of_the_engine_whatever_the_budget(glimt):
     assert code == 0 and tiled["decode"]["rows"] * tiled["decode"]["columns"] > 1
     frames = [np.concatenate(list(open_clip(f"{name}.mp4").read())) for name in ("whole", "tiled")]
     assert np.abs(frames[0].astype(int) - frames[1]).mean() < 0.5 and whole["decode"]["columns"] == 1
+
+
+def test_the_tiny_decoder_makes_the_frames_where_lossy_is_allowed(glimt):
+    glimt("encode", CARPHONE, "-o", "a.safetensors", "--frames", "5")
+    asked = ("decode", "a.safetensors", "-o", "a.mp4", "--decoder", "tiny")
+    file = ("--tiny-decoder", str(tiny.tiny_decoder("t2v")))
+    code, refused = glimt(*asked, *file)
+    assert code == 2 and "class lossy" in refused["error"]["problems"][0] and not Path("a.mp4").exists()
+    code, shown = glimt(*asked, *file, "--quality", "lossy")
+    assert (code, shown["frames"], shown["decoder"], shown["quality"]) == (0, 5, "tiny", "lossy")
+    with Engine.open(tiny.folder("t2v"), device="cpu", quality="lossy", tiny_decoder=file[1]) as engine:
+        made = np.concatenate([c.frames for c in engine.decode(load_latents("a.safetensors").tensor, decoder="tiny")])
+    assert shown["sha256"] == frames_sha256(made) and open_clip("a.mp4").frames == len(made)
+    assert glimt("decode", "a.safetensors", "-o", "b.mp4")[1]["decoder"] == "vae"
+    assert "did you mean" in glimt(*asked[:-1], "tini")[1]["error"]["problems"][0]
 
 
 def test_the_bundled_autoencoder_gives_a_real_video_back(tmp_path, monkeypatch, capsys):

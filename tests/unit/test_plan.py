@@ -33,7 +33,7 @@ from glimt.models.wan.vae import WanVae
 from glimt.plan import Planner
 from glimt.plan.floor import PEAKS, forward_plan
 from glimt.plan.previews import tiny_bytes, tiny_flops
-from glimt.plan.vae import plan_decode
+from glimt.plan.vae import Way, plan_decode
 from glimt.request import GenerateRequest
 from glimt.shapes import LatentGrid, PixelGrid, TokenGrid
 from glimt.weights.folder import read_folder
@@ -310,7 +310,7 @@ def test_what_would_fit_does_fit(frames: int, rows: int, columns: int, limit: in
     def peak(grid: PixelGrid) -> int:
         latents = grid.latents(16, 4, 8)
         denoise = memory.denoise_bytes(WAN_1_3B, latents, latents.tokens((1, 2, 2)), 512, 2, 4)
-        return max(denoise, plan_decode(config, latents, 4, limit, by_frames=True).peak_bytes)
+        return max(denoise, plan_decode(config, latents, 4, limit, way=Way.FRAMES).peak_bytes)
 
     for advice in memory.what_would_fit(peak, clip, 4, (16, 16), limit):
         words = advice.replace("num_frames=", "").split()

@@ -14,6 +14,8 @@ from glimt_kernels.causal_conv3d.call import assemble, call_of, channels_last, i
 from glimt_kernels.dispatch import Case
 from glimt_kernels.linear.onednn import library
 
+Triple = tuple[int, int, int]
+
 
 def aten(
     x: Tensor,
@@ -46,16 +48,31 @@ def onednn(
 
 
 def convolve(
-    x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, int, int], plus: Tensor | None = None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    padding: Triple,
+    plus: Tensor | None = None,
+    stride: Triple = (1, 1, 1),
 ) -> Tensor:
-    """By oneDNN, and ``plus`` (of the result's shape) added to it. ``x`` has its channels innermost."""
+    """By oneDNN, and ``plus`` (of the result's shape) added to it. ``x`` has its channels innermost.
+
+    ``weight``: as it is, or :func:`packed`.
+    """
     conv, ones = torch.ops.mkldnn._convolution_pointwise, (1, 1, 1)
     y: Tensor
     if plus is None:
-        y = conv(x, weight, bias, padding, ones, ones, 1, "none", [], "")
+        y = conv(x, weight, bias, padding, stride, ones, 1, "none", [], "")
     else:
-        y = conv.binary(x, channels_last(plus), weight, bias, padding, ones, ones, 1, "add", None, None, [], None)
+        y = conv.binary(x, channels_last(plus), weight, bias, padding, stride, ones, 1, "add", None, None, [], None)
     return channels_last(y)
+
+
+def packed(weight: Tensor, x: Tensor, padding: Triple) -> Tensor:
+    """``weight`` in the order in which oneDNN's convolution of ``x`` reads it: for many calls on such shapes."""
+    ones = (1, 1, 1)
+    out: Tensor = torch.ops.mkldnn._reorder_convolution_weight(weight, padding, ones, ones, 1, list(x.shape))
+    return out
 
 
 def onednn_reasons(case: Case) -> list[str]:

@@ -144,6 +144,8 @@ def _add_decode(parser: Parser) -> None:
     )
     crf = values.lenient(values.whole_number)
     add("--crf", type=crf, default=16, metavar="N", help="1 (best, large) to 51 (worst, small); default 16")
+    add("--decoder", default="vae", metavar="NAME", help="vae, or tiny (faster; needs --quality lossy); default vae")
+    add("--vae", metavar="FOLDER", help="by another family's autoencoder, as Diffusers writes it (glimt[diffusers])")
     add("--anyway", action="store_true", help="decode them even if they are another autoencoder's")
 
 

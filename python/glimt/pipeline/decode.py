@@ -55,10 +55,12 @@ def decoded(vae: WanVae, latents: Tensor, layout: DecodePlan) -> Generator[Frame
 
 
 def _decode_tile(vae: WanVae, latents: Tensor, layout: DecodePlan, tile: Tile | None) -> Generator[Frames, None, None]:
-    cache, index, chunk = CausalCache(tile=tile, piece=layout.piece), 0, layout.chunk
-    for start in range(0, latents.shape[2], chunk):
-        cache.keep = start + chunk < latents.shape[2]
-        frames = _decode_chunk(vae, latents[:, :, start : start + chunk], cache, index)
+    cache, index, done = CausalCache(tile=tile, piece=layout.piece), 0, 0
+    while done < latents.shape[2]:
+        part = latents[:, :, done : done + (layout.chunk if done else 1)]  # the first, which is not doubled, by itself
+        done += part.shape[2]
+        cache.keep = done < latents.shape[2]
+        frames = _decode_chunk(vae, part, cache, index)
         yield frames
         index += len(frames)
 

@@ -11,7 +11,7 @@ from glimt.models.taehv.model import TinyAutoencoder
 from glimt.models.taehv.state import TinyState
 from glimt.pipeline.events import FrameChunk, Frames
 from glimt.pipeline.guard import check_frames
-from glimt.plan import GenerationPlan
+from glimt.plan import DecodePlan, GenerationPlan
 from glimt_kernels import frames_to_uint8
 
 
@@ -23,10 +23,18 @@ def decode_tiny(
     Raises:
         NonFiniteError: pixels that are not finite.
     """
-    state, index = TinyState(), 0
-    for start in range(0, latents.shape[2], plan.decode.chunk):
-        frames = _decode_chunk(tiny, latents[:, :, start : start + plan.decode.chunk], state, index)
+    index = 0
+    for frames in decoded_tiny(tiny, latents, plan.decode):
         yield FrameChunk(index, frames, plan.request.fps, variant)
+        index += len(frames)
+
+
+def decoded_tiny(tiny: TinyAutoencoder, latents: Tensor, layout: DecodePlan) -> Generator[Frames, None, None]:
+    """The same as plain arrays [n, H, W, 3] uint8."""
+    state, index = TinyState(), 0
+    for start in range(0, latents.shape[2], layout.chunk):
+        frames = _decode_chunk(tiny, latents[:, :, start : start + layout.chunk], state, index)
+        yield frames
         index += len(frames)
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from glimt.models.text import TokenizedPrompt
     from glimt.models.wan.calls import EightBit, Job, KernelCall
     from glimt.plan.planner import Planner
+    from glimt.plan.vae import DecodePlan
     from glimt.request import ResolvedRequest
     from glimt.sampling.guidance import StepGuidance
 
@@ -69,15 +70,33 @@ def _eight_bit(planner: Planner) -> EightBit | None:
 
 
 def pixel_calls(planner: Planner, clip: PixelGrid) -> Iterator[KernelCall]:
-    """Pixels, which are float32 whatever made them, to bytes: the first chunk and another one."""
+    """Pixels, which are float32 whatever made them, to bytes: a clip's first frame, and chunks as both decoders have
+    them."""
     import torch
 
     from glimt.models.wan.calls import KernelCall
 
     scale_t = planner.card.scale_factor_temporal
     more = scale_t * planner.plan_decode(clip, None).chunk
-    for frames in (more - scale_t + 1, more):
+    for frames in sorted({1, more - scale_t + 1, more}):
         yield KernelCall("frames_to_uint8", (torch.empty(1, 3, frames, clip.height, clip.width, device="meta"),))
+
+
+def decoder_calls(planner: Planner, clip: PixelGrid, layout: DecodePlan) -> Iterator[KernelCall]:
+    """Of the autoencoder's decoder on a GPU: a clip's first latent frame and a chunk. On a CPU others are called.
+
+    Tiles and what is left over at a clip's end are of other sizes.
+    """
+    import torch
+
+    from glimt.models.wan.vae_calls import decoder_calls as of_chunk
+
+    card = planner.card
+    latents = clip.latents(card.z_dim, card.scale_factor_temporal, card.scale_factor_spatial)
+    for frames in (1, layout.chunk) if layout.chunk < latents.frames else (1,):
+        of = planner.vae, frames, latents.height, latents.width, layout.piece, getattr(torch, planner.dtype)
+        yield from of_chunk(*of, first=True) if frames == 1 else ()
+        yield from of_chunk(*of, first=False)
 
 
 def model_calls(planner: Planner, dtype: DType, device: Device) -> Iterator[KernelCall]:

@@ -93,5 +93,5 @@ def _choices(
     for op, args in (*calls, *pixels):
         yield choose(op, find(op).case(args, place))
     yield onednn.convolutions(case)
-    for op in vae_ops.kernels_used(case) if vae else ():  # at sizes of many kinds
+    for op in vae_ops.kernels_used(case, vae=vae):
         yield choose(op, case._replace(tuned=agreed(op, place, case.dtype)))

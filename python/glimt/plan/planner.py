@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from glimt import memory, profile
@@ -17,11 +18,11 @@ from glimt.errors import RequestError
 from glimt.models.taehv.config import TinyConfig
 from glimt.models.wan.config import WanTransformerConfig, WanVaeConfig
 from glimt.models.zoo import ModelCard
-from glimt.plan.calls import network_calls, pixel_calls
+from glimt.plan.calls import decoder_calls, network_calls, pixel_calls
 from glimt.plan.floor import ForwardPlan, device_name, forward_plan
 from glimt.plan.ops import foreseen
 from glimt.plan.previews import FIT_CLIPS, PreviewPlan, fit_grids, plan_preview, plan_tiny_decode, tiny_problems
-from glimt.plan.vae import DecodePlan, encode_bytes, plan_decode
+from glimt.plan.vae import DecodePlan, Way, encode_bytes, plan_decode
 from glimt.plan.value import GenerationPlan, OpChoice, StagePlan
 from glimt.request import GenerateRequest, ResolvedRequest
 from glimt.sampling import schedule as schedules
@@ -144,7 +145,8 @@ class Planner:
         """How ``clip`` is decoded in ``room_bytes`` beside the weights; ``None``: where there is room enough."""
         card, room = self.card, 2**63 if room_bytes is None else room_bytes
         latents = clip.latents(card.z_dim, card.scale_factor_temporal, card.scale_factor_spatial)
-        return plan_decode(self.vae, latents, ITEM_BYTES[self.dtype], room, by_frames=self.by_frames)
+        way = Way.FRAMES if self.by_frames else Way.PLAIN if self.config.quality == "exact" else Way.KERNELS
+        return plan_decode(self.vae, latents, ITEM_BYTES[self.dtype], room, way=way)
 
     def plan(self, request: GenerateRequest | ResolvedRequest, held_bytes: int = 0) -> GenerationPlan:
         """The plan of a request.
@@ -256,8 +258,11 @@ class _Work:
 
         planner = self.planner
         networks = network_calls(planner, self.asked, self.guidance, self.prompts, self.image_tokens)
-        pixels = pixel_calls(planner, self.asked.pixel_grid())
+        clip = self.asked.pixel_grid()
+        pixels = pixel_calls(planner, clip)
         vae = any("vae" in self.networks(stage) for stage in self.flops(staged=False))
+        if vae and self.tiny is None and not planner.by_frames:
+            networks = chain(networks, decoder_calls(planner, clip, self.decoding(clip, staged=False)))
         with references_only(planner.config.quality == "exact"):
             found = foreseen(networks, pixels, planner.device, planner.dtype, vae=vae)
         passed_over = [line for choice in found for line in choice.passed_over]

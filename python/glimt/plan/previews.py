@@ -74,7 +74,7 @@ def plan_preview(
 def tiny_problems(values: Mapping[str, Any], model: str, tiny: TinyConfig | None, quality: str) -> Iterator[str]:
     """What a request wants of a tiny decoder that is not there, or that the quality does not allow."""
     for name, other in (("decoder", "vae"), ("preview", "linear")):
-        if values[name] == "tiny" and tiny is None:
+        if values.get(name) == "tiny" and tiny is None:
             yield (
                 f"{name}: {model} has no tiny decoder; open it with one of the TAEHV form for its latents"
                 f" (tiny_decoder='taew2_1.safetensors' for those of Wan 2.1), or use {name}={other!r}"
@@ -156,7 +156,8 @@ def plan_tiny_decode(config: TinyConfig, latents: LatentGrid, item_bytes: int) -
     """How the tiny decoder makes the frames of a clip: whole pictures, :func:`tiny_chunk` latent frames at a time."""
     chunk = tiny_chunk(config, latents)
     peak = tiny_bytes(config, latents, chunk, item_bytes)
-    return DecodePlan(chunk, 1, 1, 1, False, peak, tiny_flops(config, latents), 0)
+    piece = chunk * config.scale_t
+    return DecodePlan(chunk, piece, 1, 1, False, peak, tiny_flops(config, latents), 0)
 
 
 def _block_flops(level: TinyLevel) -> int:

@@ -1,14 +1,15 @@
 """What the video autoencoder needs in memory, by walking through it, and how a clip is cut to fit.
 
 Frame by frame (``glimt.models.wan.vae_cache``) there are the windows of all convolutions, the weights in the order in
-which they are read, and of each level the frame that is on its way. Chunk by chunk there are two frames for each
-convolution, and the tensors of a chunk at the widest place. Neither grows with the number of frames.
+which they are read, and of each level the frame that is on its way. Chunk by chunk there are the frames that each
+convolution looks back on, and the tensors of a piece at the widest place. Neither grows with the number of frames.
 """
 
 from __future__ import annotations
 
 import functools
 from dataclasses import asdict, dataclass
+from enum import Enum
 from itertools import pairwise, product
 from typing import Any
 
@@ -32,7 +33,7 @@ class DecodePlan:
 
     Attributes:
         chunk: latent frames at a time.
-        piece: where they go one by one, the most frames of one that pass a layer together.
+        piece: the most frames that pass a layer together.
         rows, columns: tiles, decoded one after the other; 1 x 1 is the whole picture.
         by_frames: whether the frames of a chunk go one by one (on a CPU) or together.
         peak_bytes: planned peak, weights not among it.
@@ -52,7 +53,7 @@ class DecodePlan:
     @property
     def note(self) -> str:
         """What is to be known of it where memory was short; else nothing."""
-        cut = self.tiled or (self.by_frames and self.piece < 4)
+        cut = self.tiled or self.piece < 4
         return f"decoding {self}: a pixel's last bit may differ from that of other cuts" if cut else ""
 
     @property
@@ -65,7 +66,7 @@ class DecodePlan:
 
     def __str__(self) -> str:
         frames = f"{self.chunk} latent frame{'s' if self.chunk > 1 else ''} at a time"
-        frames += f" in pieces of {self.piece}" if self.by_frames and self.piece < 4 else ""
+        frames += f" in pieces of {self.piece}" if self.piece < 4 else ""
         if not self.tiled:
             return f"{frames}, whole pictures"
         return (
@@ -76,15 +77,21 @@ class DecodePlan:
         return asdict(self)
 
 
-def plan_decode(
-    config: WanVaeConfig, grid: LatentGrid, item_bytes: int, room_bytes: int, *, by_frames: bool
-) -> DecodePlan:
+class Way(Enum):
+    """How the layers of a decoder are run (``glimt.models.wan.vae_ops``)."""
+
+    FRAMES = "latent frames one by one"  # on a CPU
+    KERNELS = "a chunk at a time by the ops of glimt_kernels"  # on a GPU
+    PLAIN = "a chunk at a time by PyTorch's operations"  # on a GPU, exact
+
+
+def plan_decode(config: WanVaeConfig, grid: LatentGrid, item_bytes: int, room_bytes: int, *, way: Way) -> DecodePlan:
     """The least work that fits in ``room_bytes``; where nothing fits, what needs least.
 
     Whole pictures if possible: tiles compute their overlap again, and what comes before attention for every tile.
     """
-    made = functools.partial(_decode_plan, config, grid, item_bytes, by_frames)
-    found = [made(*cut, 1, 1) for cut in _cuts_in_time(config, grid, by_frames)]
+    made = functools.partial(_decode_plan, config, grid, item_bytes, way)
+    found = [made(*cut, 1, 1) for cut in _cuts_in_time(config, grid, item_bytes, way)]
     for layout in found:
         if layout.peak_bytes <= room_bytes:
             return layout
@@ -100,35 +107,42 @@ def plan_decode(
     return finest
 
 
-def _cuts_in_time(config: WanVaeConfig, grid: LatentGrid, by_frames: bool) -> tuple[tuple[int, int], ...]:
+def _cuts_in_time(config: WanVaeConfig, grid: LatentGrid, item: int, way: Way) -> tuple[tuple[int, int], ...]:
     """(chunk, piece), what is fastest first.
 
-    Several latent frames where they go together and are small: it follows from the size alone, not from the machine,
-    because a GPU's libraries may compute different chunks differently in the last bit.
+    Several latent frames where they go together: fewer launches, and fewer frames that are read again. More of them
+    where they are small, which follows from the size alone, not from the machine, because a GPU's libraries may compute
+    different chunks differently in the last bit.
     """
-    if by_frames:
+    if way is Way.FRAMES:
         return ((1, 4), (1, 2), (1, 1))
     whole = Box(0, grid.height, 0, grid.width)
     part = tile(config, whole, whole)
-    few = [n for n in (3, 2) if n <= grid.frames]
-    return (*((n, 4) for n in few if _chunk_decode_bytes(config, grid, part, n, 4) <= _CHUNK_BYTES), (1, 4))
+    if way is Way.PLAIN:
+        several = [n for n in (3, 2) if n <= grid.frames]
+        return (*((n, 4) for n in several if _plain_decode_bytes(config, part, n, item) <= _CHUNK_BYTES), (1, 4))
+    if grid.frames < 3:
+        return ((1, 4), (1, 2))
+    together = (2, 8) if _kernel_decode_bytes(config, part, 2, 8, item) <= _CHUNK_BYTES else (2, 4)
+    return tuple(dict.fromkeys((together, (2, 4), (1, 4), (1, 2))))
 
 
 def _decode_plan(
-    config: WanVaeConfig, grid: LatentGrid, item: int, by_frames: bool, chunk: int, piece: int, rows: int, columns: int
+    config: WanVaeConfig, grid: LatentGrid, item: int, way: Way, chunk: int, piece: int, rows: int, columns: int
 ) -> DecodePlan:
     part = _largest_tile(config, grid, rows, columns)
     clip = grid.pixels(config.scale_factor_temporal, config.scale_factor_spatial)
-    if by_frames:
-        peak = _frame_decode_bytes(config, part, chunk, piece, item)
+    if way is Way.PLAIN:
+        peak = _plain_decode_bytes(config, part, chunk, item)
     else:
-        peak = _chunk_decode_bytes(config, grid, part, chunk, item)
+        need = _frame_decode_bytes if way is Way.FRAMES else _kernel_decode_bytes
+        peak = need(config, part, chunk, piece, item)
     spool = 0
     if rows * columns > 1:
         spool = clip.frames * clip.height * clip.width * 3
         peak += 3 * config.scale_factor_temporal * chunk * clip.height * clip.width
     flops = vae_decode_flops(config, grid, rows, columns)
-    return DecodePlan(chunk, piece, rows, columns, by_frames, peak, flops, spool)
+    return DecodePlan(chunk, piece, rows, columns, way is Way.FRAMES, peak, flops, spool)
 
 
 def _largest_tile(config: WanVaeConfig, grid: LatentGrid, rows: int, columns: int) -> Tile:
@@ -207,8 +221,43 @@ def _prepared(config: WanVaeConfig) -> int:
     return total
 
 
-def _chunk_decode_bytes(config: WanVaeConfig, grid: LatentGrid, part: Tile, chunk: int, item_bytes: int) -> int:
-    """The plain way: a norm in float32 beside its input, the frames before joined to those of the chunk."""
+def _kernel_decode_bytes(config: WanVaeConfig, part: Tile, chunk: int, piece: int, item_bytes: int) -> int:
+    """Where kernels run, the frames before a chunk are read where they lie: all of a piece stay if they are few."""
+    levels = _decoder_levels(config)
+    width, area = levels[0].a, part.whole.area
+    kept = _frames_held(chunk) * (config.z_dim + 4 * width) * area
+    held, peak, frames = 0, 5 * chunk * width * area, chunk
+    for i, level in enumerate(levels):
+        box, came, n = part.boxes[i].area, part.came(i).area, min(frames, piece)
+        row = n * level.b * box
+        held += frames * level.a * box
+        cut = frames * level.a * came if came != box else 0  # let go of when the tile is cut out of it
+        before = _frames_held(n) * level.b * box  # of the convolution at work
+        kept += _frames_held(n) * (level.a + (2 * level.blocks - 1) * level.b) * box
+        # What the block before gave, what this one gives and its norm; and what both convolutions read, if not kept.
+        rows = (3 if level.blocks > 2 else 2) + (2 if n > 2 * _KEPT else 0)
+        peak = max(peak, held + cut, held + rows * row + before)
+        if level.out:
+            doubled = level.factor_t * row if level.factor_t == 2 else 0
+            kept += before if level.factor_t == 2 else 0
+            peak = max(peak, held + row + doubled + 4 * level.factor_t * n * level.out * box)
+        frames = level.factor_t * n
+    kept += before
+    pixels = config.out_channels * chunk * config.scale_factor_temporal * part.boxes[-1].area
+    folded = [16 * level.b * level.out for level in levels if level.out]
+    # Folding: 3x3 in float32, 12 and 16 sums of its elements, and these in the dtype, twice.
+    folding = max(folded) * (4 * (9 + 12 + 16) + 16 * 2 * item_bytes) // 16 + item_bytes * sum(folded[:-1])
+    decoding = item_bytes * (kept + peak + sum(folded)) + pixels * max(2 * item_bytes, item_bytes + 4)
+    return max(decoding, folding) + _OWN_BYTES
+
+
+def _frames_held(count: int) -> int:
+    """Of a piece of ``count`` frames, those in memory until the next one (``CausalCache.put``)."""
+    return count if _KEPT <= count <= 2 * _KEPT else _KEPT
+
+
+def _plain_decode_bytes(config: WanVaeConfig, part: Tile, chunk: int, item_bytes: int) -> int:
+    """PyTorch's operations: a norm in float32 beside its input, the frames before joined to those of the chunk."""
     levels = _decoder_levels(config)
     width, area = levels[0].a, part.whole.area
     kept = _KEPT * (config.z_dim + 4 * width) * area

@@ -160,6 +160,7 @@ def _names(component: Component, given: Collection[str], module: nn.Module) -> d
 
 def _kinds() -> dict[str, Kind]:
     from glimt.models.wan.transformer import KEEP_IN_FP32, WanTransformer
+    from glimt.models.wan.vae import WanVae
 
     # Diffusers' own files of Wan 2.1 I2V carry `norm_added_q`, which no model reads.
     return {
@@ -170,7 +171,7 @@ def _kinds() -> dict[str, Kind]:
             settle=WanTransformer.fuse,
             quantize=WanTransformer.quantize,
         ),
-        "AutoencoderKLWan": Kind(_vae),
+        "AutoencoderKLWan": Kind(_vae, settle=WanVae.lay_innermost),
         "TinyAutoencoder": Kind(_tiny),
         "UMT5EncoderModel": Kind(_text_encoder, ("wo",), half_only=True),
         "CLIPVisionModel": Kind(_image_encoder, ignore=("position_ids", "visual_projection")),

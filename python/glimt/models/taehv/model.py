@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from glimt.models.taehv.config import TinyConfig, TinyHalf, TinyLevel
 from glimt.models.taehv.state import TinyState
-from glimt.models.wan.vae_ops import FoldedConv, conv3d, folds_upsample, interleave_frames, upsample_conv
+from glimt.models.wan.vae_ops import conv3d, upsample_conv
+from glimt_kernels.causal_conv3d.call import interleaved
 
 
 class Conv(nn.Conv2d):
@@ -123,8 +124,6 @@ class Decoder(nn.ModuleDict):
         weight = torch.einsum("odyx,sdc->socyx", conv.weight, spread).flatten(0, 1)
         if not double:
             x = conv3d(x, weight[:, :, None], None, padding=(0, 1, 1))
-        elif folds_upsample(x, weight):
-            x = FoldedConv.of(weight, None, x)(x)
         else:
             x = upsample_conv(x, weight, None)
         return deal_frames(x, frames)
@@ -240,7 +239,7 @@ def deal_frames(x: Tensor, frames: int) -> Tensor:
     if frames == 1:
         return x
     if frames == 2:
-        return interleave_frames(x)
+        return interleaved(x)
     b, c, f, h, w = x.shape
     x = x.view(b, frames, c // frames, f, h, w).permute(0, 2, 3, 1, 4, 5)
     return x.reshape(b, c // frames, frames * f, h, w)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ from glimt.models.wan.vae_blocks import (
     ResidualBlock,
     UnfoldShortcut,
     Upsample,
+    in_turn,
 )
 from glimt.models.wan.vae_cache import CausalCache, joined
 
@@ -72,10 +74,14 @@ class UpBlock(nn.Module):
         elif up:
             self.upsamplers = nn.ModuleList([Upsample(out_channels, out_channels // 2, temporal=temporal)])
 
-    def forward(self, x: Tensor, cache: CausalCache) -> Tensor:
+    @property
+    def _blocks(self) -> list[ResidualBlock]:
+        return cast("list[ResidualBlock]", list(self.resnets))
+
+    def forward(self, x: Tensor, cache: CausalCache, then: ChannelRmsNorm | None = None) -> Tensor:
+        """``then``: of a block that nothing is doubled in, see :func:`in_turn`."""
         start = x
-        for block in self.resnets:
-            x = block(x, cache)
+        x = in_turn(self._blocks, x, cache, then)
         if self.upsamplers is not None:
             x = self.upsamplers[0](x, cache)
         if self.upsampler is not None and self.avg_shortcut is not None:
@@ -154,15 +160,19 @@ class Decoder(nn.Module):
         return joined(list(self._ascend(self.mid_block(self.conv_in(z, cache), cache), 0, cache)))
 
     def _ascend(self, x: Tensor, level: int, cache: CausalCache) -> Iterator[Tensor]:
-        """What comes out of the blocks from ``level`` on, piece by piece; of one tile where that is asked for."""
+        """What comes out of the blocks from ``level`` on, piece by piece; of one tile where that is asked for.
+
+        Where kernels run, the last block has normed it for the last convolution.
+        """
         if level == len(self.up_blocks):
-            x = self.conv_out(x, cache, norm=self.norm_out)
+            x = self.conv_out(x, cache, norm=None if vae_ops.by_kernels(x) else self.norm_out)
             yield x if cache.tile is None else cache.tile.cut(x, level)
             return
         if cache.tile is not None:
             x = vae_ops.channels_last(cache.tile.cut(x, level))
-        for part in cache.pieces(x):
-            yield from self._ascend(self.up_blocks[level](part, cache), level + 1, cache)
+        for part in vae_ops.pieces(x, cache.piece) if vae_ops.by_kernels(x) else cache.pieces(x):
+            then = self.norm_out if level == len(self.up_blocks) - 1 else None
+            yield from self._ascend(self.up_blocks[level](part, cache, then), level + 1, cache)
 
 
 class WanVae(nn.Module):
@@ -180,6 +190,12 @@ class WanVae(nn.Module):
         self.post_quant_conv = CausalConv3d(config.z_dim, config.z_dim, (1, 1, 1))
         self.decoder = Decoder(config)
 
+    def lay_innermost(self) -> None:
+        """Put the weights of convolutions in the order in which the kernels of a GPU read them, channels innermost."""
+        for parameter in self.parameters():
+            if parameter.ndim == 5:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
+
     def normalize(self, latents: Tensor) -> Tensor:
         """``(latents - mean) / std`` per channel."""
         return (latents - self._channels(latents, self.config.latents_mean)) / self._channels(
@@ -195,9 +211,9 @@ class WanVae(nn.Module):
     def _channels(self, latents: Tensor, values: tuple[float, ...]) -> Tensor:
         return torch.tensor(values, device=latents.device, dtype=latents.dtype).view(1, -1, 1, 1, 1)
 
-    def _latent_frames(self, x: Tensor, cache: CausalCache, count: int) -> tuple[Tensor, ...]:
-        """What passes the network together: a clip's first frame, then ``count`` at a time, or all of a chunk."""
-        if not vae_ops.goes_by_frames(x):
+    def _latent_frames(self, x: Tensor, cache: CausalCache, count: int | None) -> tuple[Tensor, ...]:
+        """What passes the network together: a clip's first frame, then ``count`` at a time; ``None``: a whole chunk."""
+        if count is None:
             return (x,)
         alone = 1 if cache.first else 0
         return (*vae_ops.pieces(x[:, :, :alone], 1), *vae_ops.pieces(x[:, :, alone:], count))
@@ -210,8 +226,9 @@ class WanVae(nn.Module):
         """The next frames of a clip: 1 + scale_t * k frames in the first chunk, scale_t * k in later ones."""
         cache.alone = cache.first and not cache.keep and pixels.shape[2] == 1
         size = self.config.patch_size or 1
+        count = self.config.scale_factor_temporal if vae_ops.goes_by_frames(pixels) else None
         found = []
-        for part in self._latent_frames(pixels, cache, self.config.scale_factor_temporal):
+        for part in self._latent_frames(pixels, cache, count):
             found.append(self.quant_conv(self.encoder(fold_patches(part, size), cache), cache))
             cache.first = False
         moments = joined(found)
@@ -229,8 +246,11 @@ class WanVae(nn.Module):
     def decode_chunk(self, latents: Tensor, cache: CausalCache) -> Tensor:
         """The next latent frames of a clip as pixels, not clamped; any split of a clip gives the same frames."""
         cache.alone = cache.first and not cache.keep and latents.shape[2] == 1
+        count = 1 if vae_ops.goes_by_frames(latents) else None
+        if vae_ops.by_kernels(latents):  # the first frame alone, then pieces: each looks back on the one before
+            count, cache.keep = latents.shape[2], not cache.alone
         parts = []
-        for part in self._latent_frames(latents, cache, 1):
+        for part in self._latent_frames(latents, cache, count):
             parts.append(self.decoder(self.post_quant_conv(part, cache), cache))
             cache.first = False
         return unfold_patches(joined(parts), self.config.patch_size or 1)

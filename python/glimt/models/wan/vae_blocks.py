@@ -10,13 +10,17 @@ reference implementations ``wan/modules/vae2_1.py`` and ``vae2_2.py``).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import glimt_kernels as kernels
 from glimt.models.linear import linear
 from glimt.models.wan import vae_ops
 from glimt.models.wan.vae_cache import CausalCache
+from glimt_kernels.causal_conv3d.call import interleaved
 
 
 class CausalConv3d(nn.Conv3d):
@@ -38,15 +42,32 @@ class CausalConv3d(nn.Conv3d):
         *,
         norm: ChannelRmsNorm | None = None,
         plus: Tensor | None = None,
+        interleave: bool = False,
     ) -> Tensor:
-        """The convolution of ``x``, or of ``silu(norm(x))``, and ``plus`` added to it."""
+        """The convolution of ``x``, or of ``silu(norm(x))``, and ``plus`` added to it.
+
+        With ``interleave`` (and no ``plus``) the halves of a frame's channels become two frames.
+        """
         if vae_ops.goes_by_frames(x):
-            return self._step(x, cache, norm, plus)
+            y = self._step(x, cache, norm, plus)
+            return interleaved(y) if interleave else y
         x = x if norm is None else norm(x, silu=True)
-        y = vae_ops.causal_conv3d(x, self.weight, self.bias, cache.get(self), plus)
+        past = self._remember(x, cache)
+        return vae_ops.causal_conv3d(x, self.weight, self.bias, past, plus, interleave=interleave)
+
+    def normed(
+        self, x: Tensor, cache: CausalCache, norm: ChannelRmsNorm, *, plus: Tensor | None = None, keep: bool = True
+    ) -> tuple[Tensor, Tensor | None]:
+        """``silu(norm(y))`` of the convolution ``y``, and ``y`` if it is to be kept: one op where kernels run."""
+        past, gamma = self._remember(x, cache), norm.gamma.flatten()
+        return kernels.causal_conv3d_norm(x, self.weight, self.bias, past, plus, gamma, keep=keep)
+
+    def _remember(self, x: Tensor, cache: CausalCache) -> Tensor | None:
+        """Keep the last frames of ``x`` for the next chunk; those that were kept for this one."""
+        past = cache.get(self)
         if self.history:
             cache.put(self, x, self.history)
-        return y
+        return past
 
     def _step(self, x: Tensor, cache: CausalCache, norm: ChannelRmsNorm | None, plus: Tensor | None) -> Tensor:
         """The next frames of the convolution, its input written behind the frames before it."""
@@ -94,9 +115,44 @@ class ResidualBlock(nn.Module):
         self.conv_shortcut = None if same else CausalConv3d(in_channels, out_channels, (1, 1, 1))
 
     def forward(self, x: Tensor, cache: CausalCache) -> Tensor:
+        if vae_ops.by_kernels(x):
+            return in_turn([self], x, cache)
         h = self.conv1(x, cache, norm=self.norm1)
-        shortcut = x if self.conv_shortcut is None else self.conv_shortcut(x, cache)
-        return self.conv2(h, cache, norm=self.norm2, plus=shortcut)
+        return self.conv2(h, cache, norm=self.norm2, plus=self._shortcut(x, cache))
+
+    def normed(
+        self, x: Tensor, normed: Tensor, cache: CausalCache, then: ChannelRmsNorm | None, *, keep: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Of ``x`` and ``normed = silu(norm1(x))``: ``silu(then(y))`` of what comes out, and ``y`` if it is kept."""
+        h, _ = self.conv1.normed(normed, cache, self.norm2, keep=False)
+        plus = self._shortcut(x, cache)
+        if then is None:
+            return None, self.conv2(h, cache, plus=plus)
+        return self.conv2.normed(h, cache, then, plus=plus, keep=keep)
+
+    def _shortcut(self, x: Tensor, cache: CausalCache) -> Tensor:
+        return x if self.conv_shortcut is None else self.conv_shortcut(x, cache)
+
+
+def in_turn(
+    blocks: Sequence[ResidualBlock], x: Tensor, cache: CausalCache, then: ChannelRmsNorm | None = None
+) -> Tensor:
+    """``x`` after all blocks; with ``then`` and where kernels run, ``silu(then(x))`` in its place.
+
+    There each convolution makes, in its epilogue, what the next one reads: only the first norm is a pass of its own.
+    """
+    if not vae_ops.by_kernels(x):
+        for block in blocks:
+            x = block(x, cache)
+        return x
+    normed: Tensor | None = blocks[0].norm1(x, silu=True)
+    y: Tensor | None = x
+    for block, norm in zip(blocks, [*(after.norm1 for after in blocks[1:]), then], strict=True):
+        assert y is not None and normed is not None
+        normed, y = block.normed(y, normed, cache, norm, keep=block is not blocks[-1])
+    out = y if then is None else normed
+    assert out is not None
+    return out
 
 
 class FrameAttention(nn.Module):
@@ -114,8 +170,9 @@ class FrameAttention(nn.Module):
         qkv = linear(pixels, self.to_qkv.weight.flatten(1), self.to_qkv.bias)[:, None]
         q, k, v = qkv.chunk(3, dim=-1)
         mixed = F.scaled_dot_product_attention(q, k, v)[:, 0]
-        out = linear(mixed, self.proj.weight.flatten(1), self.proj.bias)
-        return out.view(b, f, h, w, c).permute(0, 4, 1, 2, 3) + x
+        rows = x.permute(0, 2, 3, 4, 1).reshape(b * f, h * w, c)
+        out = linear(mixed, self.proj.weight.flatten(1), self.proj.bias, residual=rows)
+        return out.view(b, f, h, w, c).permute(0, 4, 1, 2, 3)
 
 
 class MidBlock(nn.Module):
@@ -186,14 +243,13 @@ class Upsample(nn.Module):
             # The first frame of a clip is not doubled, and the time convolution never sees it.
             alone, rest = (x[:, :, :1], x[:, :, 1:]) if cache.first else (x[:, :, :0], x)
             if rest.shape[2]:
-                doubled = vae_ops.interleave_frames(self.time_conv(rest, cache))
+                doubled = self.time_conv(rest, cache, interleave=True)
                 x = torch.cat([alone, doubled], dim=2) if cache.first else doubled
         conv = self.resample[1]
         assert isinstance(conv, nn.Conv2d)
-        if not vae_ops.folds_upsample(x, conv.weight):
-            return vae_ops.upsample_conv(x, conv.weight, conv.bias)
-        folded = cache.prepared(self, lambda: vae_ops.FoldedConv.of(conv.weight, conv.bias, x))
-        return folded(x)
+        weight = conv.weight
+        folded = lambda: cache.prepared(self, lambda: kernels.fold_upsample(weight))  # noqa: E731
+        return vae_ops.upsample_conv(x, weight, conv.bias, folded)
 
 
 class FoldShortcut(nn.Module):

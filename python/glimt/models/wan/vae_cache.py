@@ -7,7 +7,7 @@ Two ways, with one meaning:
   frame stands for goes as deep as it can before the next one enters, so that memory does not grow with the frames; in
   pieces of fewer frames if memory is short. Every frame is computed by the same calls on the same shapes whatever chunk
   it came in: any split of a clip gives the same bits.
-- *Chunk by chunk*, else: the frames of a chunk pass a layer together, and each convolution keeps copies of the last.
+- *Chunk by chunk*, else: the frames of a chunk pass a layer together, and each convolution keeps the last of them.
 """
 
 from __future__ import annotations
@@ -105,14 +105,18 @@ class CausalCache:
         return self._frames.get(module)
 
     def put(self, module: nn.Module, frames: Tensor, count: int) -> None:
-        """Store the last ``count`` frames a module saw. Copied: a view would keep the whole chunk alive."""
+        """Store the last ``count`` frames a module saw: where they are, if they are half of the chunk or more.
+
+        Else copied: a view would keep the whole chunk alive.
+        """
         if not self.keep:
             return
         before, missing = self._frames.get(module), count - frames.shape[2]
         if before is not None and missing > 0:
             self._frames[module] = torch.cat([before[:, :, -missing:], frames], dim=2)
         else:
-            self._frames[module] = frames[:, :, -count:].clone()
+            last = frames[:, :, -count:]
+            self._frames[module] = last if 2 * count >= frames.shape[2] else last.clone()
 
     def hold(self, module: nn.Module, frame: Tensor) -> None:
         """Keep a frame until the one comes that it is merged with."""

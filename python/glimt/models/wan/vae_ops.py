@@ -1,42 +1,59 @@
-"""What the blocks of the autoencoder compute, each op in two ways with one meaning.
+"""What the blocks of the autoencoder compute, each op with one meaning and up to three ways.
 
-The plain way is differentiable, runs anywhere, and is that of exact runs. The other is for inference in float32 on a
-CPU: tensors [B, C, F, H, W] keep their channels innermost in memory (``channels_last_3d``), as oneDNN's convolutions
-and the native norm like them, and nothing is written that need not be:
+- *PyTorch's own operations*: differentiable, run anywhere; the way of training, of exact runs and of exported graphs.
+- *On a CPU*, inference in float32: tensors [B, C, F, H, W] keep their channels innermost in memory
+  (``channels_last_3d``), as oneDNN's convolutions and the native norm like them. Convolutions go to oneDNN by name,
+  with the residual sum as an epilogue and weights that are put in the order in which they are read once a clip, not in
+  every call; RMS norm and SiLU are one pass, which writes to where the next convolution reads.
+- *On a GPU* (and on meta tensors, where that is counted), inference: the ops of ``glimt_kernels``, channels innermost
+  too. A convolution reads the frames before its chunk where they lie, adds bias and residual, and norms what it gives
+  for the next one; doubling time is written straight into frames.
 
-- convolutions go to oneDNN by name (PyTorch prefers a slow one of its own for short chunks: 188 of 224 in one decode),
-  with the residual sum as an epilogue;
-- weights are put in the order in which they are read once a clip, not in every call;
-- RMS norm and SiLU are one pass, which writes to where the next convolution reads;
-- doubling H and W before a 3x3 convolution is folded into it: each of the four pixels that a pixel becomes sees 2x2
-  pixels of the small picture, so one 2x2 convolution with four times the channels replaces it: 16 products per small
-  pixel instead of 36, the sums of neighbouring weights taken beforehand. Exact algebra;
-- the unfolding shortcut is added in place.
+In both of the latter, doubling H and W is folded into the convolution behind it: each of the four pixels that a pixel
+becomes sees 2x2 pixels of the small picture, 16 products instead of 36. Exact algebra.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from glimt_kernels import Case, fold_upsample, rms_norm_silu
+import glimt_kernels as kernels
+from glimt.models.linear import fuses
+from glimt_kernels.causal_conv3d.call import interleaved
+from glimt_kernels.causal_conv3d.libraries import Triple, convolve
+from glimt_kernels.causal_conv3d.libraries import packed as _packed
 from glimt_kernels.linear.onednn import library, runs_onednn
 
-Triple = tuple[int, int, int]
 CHANNELS_LAST = torch.channels_last_3d
 
 
-def kernels_used(case: Case) -> tuple[str, ...]:
-    """The ops of ``glimt_kernels`` that inference calls for ``case``."""
-    return ("rms_norm_silu",) if library(case)[0] == "onednn" else ()
+def kernels_used(case: kernels.Case, *, vae: bool = True) -> tuple[str, ...]:
+    """The ops of ``glimt_kernels`` that decoding calls for ``case`` at sizes of many kinds, in inference.
+
+    ``vae``: by the autoencoder, not by a tiny decoder alone. What else it calls on a GPU: ``vae_calls``.
+    """
+    if kernels.wants_references() or (case.device == "cpu" and library(case)[0] != "onednn"):
+        return ()
+    return ("rms_norm_silu", "upsample_conv") if vae else ("upsample_conv",)
+
+
+def by_kernels(x: Tensor) -> bool:
+    """Whether the ops of ``glimt_kernels`` run the layers: in inference on a GPU, and on meta tensors."""
+    return x.device.type in ("cuda", "meta") and not torch.compiler.is_compiling() and fuses(x)
+
+
+def keeps_innermost(*tensors: Tensor) -> bool:
+    """Whether channels are innermost in memory: where oneDNN or the kernels run."""
+    return by_kernels(tensors[0]) or runs_onednn(*tensors)
 
 
 def channels_last(x: Tensor) -> Tensor:
     """``x [B, C, F, H, W]`` with channels innermost in memory, where that is the fast way; else as it is."""
-    return x.contiguous(memory_format=CHANNELS_LAST) if runs_onednn(x) else x
+    return x.contiguous(memory_format=CHANNELS_LAST) if keeps_innermost(x) else x
 
 
 def goes_by_frames(x: Tensor) -> bool:
@@ -70,25 +87,32 @@ def as_frames(flat: Tensor, shape: tuple[int, ...], x: Tensor) -> Tensor:
 
 
 def causal_conv3d(
-    x: Tensor, weight: Tensor, bias: Tensor | None, past: Tensor | None, plus: Tensor | None = None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    past: Tensor | None,
+    plus: Tensor | None = None,
+    *,
+    interleave: bool = False,
 ) -> Tensor:
     """Convolution of ``x [B, C, F, H, W]`` after the frames ``past`` (before these: zeros), and ``plus`` added to it.
 
-    Stride 1; ``weight [C_out, C, kt, kh, kw]``: F frames of the same height and width come out.
+    Stride 1; ``weight [C_out, C, kt, kh, kw]``: F frames of the same height and width come out, or with ``interleave``
+    (and no ``plus``) 2 F, the halves of each one's channels.
     """
+    if by_kernels(x):
+        return kernels.causal_conv3d(x, weight, bias, past, plus, interleave=interleave)
     kt, kh, kw = weight.shape[2:]
     known = 0 if past is None else past.shape[2]
     x = x if past is None else torch.cat([past, x], dim=2)
     x = F.pad(x, (0, 0, 0, 0, kt - 1 - known, 0)) if known < kt - 1 else x
-    return conv3d(x, weight, bias, padding=(0, kh // 2, kw // 2), plus=plus)
+    y = conv3d(x, weight, bias, padding=(0, kh // 2, kw // 2), plus=plus)
+    return interleaved(y) if interleave else y
 
 
 def packed(weight: Tensor, x: Tensor, padding: Triple) -> Tensor:
     """``weight`` as the convolution of ``x`` reads it, which saves reordering it in every call."""
-    if not runs_onednn(x, weight):
-        return weight
-    one = (1, 1, 1)
-    return torch.ops.mkldnn._reorder_convolution_weight(weight, padding, one, one, 1, list(x.shape))
+    return _packed(weight, x, padding) if runs_onednn(x, weight) else weight
 
 
 def conv3d(
@@ -104,11 +128,7 @@ def conv3d(
     if not runs_onednn(x, weight) or min(x.shape) == 0:
         out = F.conv3d(x, weight, bias, stride, padding)
         return out if plus is None else out + plus
-    x, dilation, conv = channels_last(x), (1, 1, 1), torch.ops.mkldnn._convolution_pointwise
-    if plus is None:
-        return conv(x, weight, bias, padding, stride, dilation, 1, "none", [], "")
-    plus = channels_last(plus)
-    return conv.binary(x, plus, weight, bias, padding, stride, dilation, 1, "add", None, None, [], None)
+    return convolve(channels_last(x), weight, bias, padding, plus, stride)
 
 
 def norm_silu(x: Tensor, gamma: Tensor, *, silu: bool = True, out: Tensor | None = None) -> Tensor:
@@ -116,10 +136,10 @@ def norm_silu(x: Tensor, gamma: Tensor, *, silu: bool = True, out: Tensor | None
 
     In ``out``, of the shape of ``x``, where it is given.
     """
-    if runs_onednn(x, gamma) and x.ndim == 5:
+    if keeps_innermost(x, gamma) and x.ndim == 5:
         rows, room = channels_last(x).permute(0, 2, 3, 4, 1), None if out is None else out.permute(0, 2, 3, 4, 1)
         if room is None or room.is_contiguous():
-            y = rms_norm_silu(rows, gamma.flatten(), silu=silu, out=room)
+            y = kernels.rms_norm_silu(rows, gamma.flatten(), silu=silu, out=room)
             return y.permute(0, 4, 1, 2, 3)
     if out is not None:
         return out.copy_(norm_silu(x, gamma, silu=silu))
@@ -144,55 +164,17 @@ def downsample_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return conv3d(padded, weight[:, :, None], bias, stride=(1, 2, 2))
 
 
-def upsample_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Double H and W of ``x [B, C, F, H, W]`` (nearest), then convolve every frame with ``weight [C_out, C, 3, 3]``."""
+def upsample_conv(x: Tensor, weight: Tensor, bias: Tensor | None, folded: Callable[[], Tensor] | None = None) -> Tensor:
+    """Double H and W of ``x [B, C, F, H, W]`` (nearest), then convolve every frame with ``weight [C_out, C, 3, 3]``.
+
+    ``folded``: gives ``fold_upsample(weight)``, where a caller keeps that.
+    """
+    if keeps_innermost(x, weight):
+        return kernels.upsample_conv(x, kernels.fold_upsample(weight) if folded is None else folded(), bias)
     b, c, f, h, w = x.shape
     frames = x.permute(0, 2, 1, 3, 4).reshape(b * f, c, h, w)
     y = F.conv2d(F.interpolate(frames, scale_factor=2.0, mode="nearest-exact"), weight, bias, padding=1)
     return y.view(b, f, *y.shape[1:]).permute(0, 2, 1, 3, 4)
-
-
-def folds_upsample(x: Tensor, weight: Tensor) -> bool:
-    """Whether :class:`FoldedConv` computes what :func:`upsample_conv` does, and faster."""
-    return runs_onednn(x, weight) and min(x.shape) > 0
-
-
-class FoldedConv(NamedTuple):
-    """:func:`upsample_conv` as four convolutions of the small picture, their weights made once."""
-
-    weight: Tensor
-    bias: Tensor | None
-    channels: int
-
-    @classmethod
-    def of(cls, weight: Tensor, bias: Tensor | None, x: Tensor) -> FoldedConv:
-        """For pictures like those of ``x [B, C, F, H, W]``."""
-        folded = packed(fold_upsample(weight)[:, :, None], x[:, :, :1], (0, 1, 1))
-        return cls(folded, None if bias is None else bias.repeat(4), weight.shape[0])
-
-    def __call__(self, x: Tensor) -> Tensor:
-        b, _, f, h, w = x.shape
-        out = self.channels
-        y = x.new_empty(b, f, h, 2, w, 2, out)
-        for index, frame in enumerate(pieces(x, 1)):
-            # One more row and column than the picture has: the corner between four pixels is seen by a phase of each.
-            corners = conv3d(frame, self.weight, self.bias, padding=(0, 1, 1)).permute(0, 2, 3, 4, 1)[:, 0]
-            for py in (0, 1):
-                for px in (0, 1):
-                    first = (2 * py + px) * out
-                    y[:, index, :, py, :, px] = corners[:, py : py + h, px : px + w, first : first + out]
-        return y.view(b, f, 2 * h, 2 * w, out).permute(0, 4, 1, 2, 3)
-
-
-def interleave_frames(x: Tensor) -> Tensor:
-    """``[B, 2 C, F, H, W] -> [B, C, 2 F, H, W]``: the halves of a frame's channels become two frames."""
-    b, c, f, h, w = x.shape
-    pairs = x.view(b, 2, c // 2, f, h, w)
-    if not runs_onednn(x):
-        return pairs.permute(0, 2, 3, 1, 4, 5).reshape(b, c // 2, 2 * f, h, w)
-    y = x.new_empty(b, f, 2, h, w, c // 2)
-    y.copy_(pairs.permute(0, 3, 1, 4, 5, 2))
-    return y.view(b, 2 * f, h, w, c // 2).permute(0, 4, 1, 2, 3)
 
 
 def add_unfolded(y: Tensor, x: Tensor, factor_t: int, *, first: bool) -> Tensor:
@@ -204,7 +186,7 @@ def add_unfolded(y: Tensor, x: Tensor, factor_t: int, *, first: bool) -> Tensor:
     b, c, f, h, w = x.shape
     out, t = y.shape[1], factor_t
     repeats = out * t * 4 // c
-    if not runs_onednn(y):
+    if not keeps_innermost(y):
         x = x.repeat_interleave(repeats, dim=1).reshape(b, out, t, 2, 2, f, h, w)
         x = x.permute(0, 1, 5, 2, 6, 3, 7, 4).reshape(b, out, f * t, 2 * h, 2 * w)
         return y + (x[:, :, t - 1 :] if first else x)
@@ -213,7 +195,8 @@ def add_unfolded(y: Tensor, x: Tensor, factor_t: int, *, first: bool) -> Tensor:
     lost = t - 1 if first else 0
     for phase in range(4 * t):
         ti, i, j = phase // 4, phase // 2 % 2, phase % 2
-        source = torch.arange(phase, 4 * t * out, 4 * t) // repeats  # the channel that each channel of y repeats
+        # The channel that each channel of y repeats.
+        source = torch.arange(phase, 4 * t * out, 4 * t, device=x.device) // repeats
         begin = (ti - lost) % t
         part = rows[:, 1:] if ti < lost else rows
         if part.shape[1]:
