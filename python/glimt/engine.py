@@ -107,6 +107,7 @@ class Engine:
             planner.dtype,
             allow_pickle=settings.allow_pickle,
             precision=settings.precision,
+            backend=settings.backend,
         )
         return cls(planner, made)
 

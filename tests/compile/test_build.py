@@ -43,6 +43,7 @@ def builds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Build]:
     return {name: build(name, TARGETS, root / name) for name in TESTED}
 
 
+@pytest.mark.slow
 def test_the_committed_table_is_what_is_built(builds: dict[str, Build]) -> None:
     """Counts to the last one, bytes to one percent: a lost fusion or a grown arena is seen in review, not on a card."""
     table = json.loads(TABLE.read_text(encoding="utf-8"))
