@@ -2,6 +2,7 @@
 # make test   everything that a change must pass
 # make bench-cpu  glimt beside Diffusers on the bundled model; the table goes to benchmarks/reports/
 # make gpu-report  on a machine with a GPU: correctness of every kernel, their speed, one forward; minutes
+# make compile-report  builds a whole transformer of Wan's 1.3B shape for three cards, with no GPU (minutes, 8 GB)
 # make mutations  plants bugs in the kernels one at a time; the tests must catch each (minutes)
 # make aot    compiles every Triton kernel for every GPU and compares with the committed table (minutes)
 # make aot-3.6    the same with Triton 3.6.0, in .venv-triton36
@@ -16,7 +17,7 @@
 # PYTEST_ARGS="..."      more for pytest in `make test`, such as -vv (each test), -ra (skips), --durations=10 (slowest)
 # PROMPT="..."           what `make demo` draws
 # AOT_ARGS="..."         options of `python -m glimt_kernels.aot` in `make aot`, such as --op attention, --write
-# BENCH_ARGS="..."       options of `python -m benchmarks.cpu` or, in `make gpu-report`, `python -m benchmarks.gpu_report`
+# BENCH_ARGS="..."       options of `python -m benchmarks.cpu` or of `python -m benchmarks.gpu_report`, benchmarks.compile_report
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
@@ -40,7 +41,7 @@ NATIVE := $(shell find csrc cmake kernels -name '*.h' -o -name '*.cpp' -o -name 
 INSTALL_INPUTS := pyproject.toml constraints.txt CMakeLists.txt $(wildcard cmake/*.py) $(NATIVE) $(VENV)/.stamp-cuda
 FORMATTED := $(filter-out %.cmake,$(NATIVE)) $(wildcard tests/kernels/emulator/* tests/kernels/manifest/*)
 
-.PHONY: help demo test lint unit mutations aot aot-3.6 aot-cuda tensorrt-plugin format bench-cpu gpu-report clean always
+.PHONY: help demo test lint unit mutations aot aot-3.6 aot-cuda tensorrt-plugin format bench-cpu gpu-report compile-report clean always
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | sed '/^$$/q'
@@ -72,7 +73,7 @@ $(VENV)/.stamp-install: $(INSTALL_INPUTS) $(VENV)/.stamp-torch
 $(VENV)/.stamp-test: $(INSTALL_INPUTS) $(VENV)/.stamp-torch
 	@echo "building and installing glimt with what its tests need"
 	@$(PIP) --no-deps nvidia-cutlass # headers; what it depends on is for its Python, of which pip would warn
-	@$(PIP) --no-warn-conflicts --no-build-isolation -e '.[test,oracle,judge,train,triton,bench,onnx]'
+	@$(PIP) --no-warn-conflicts --no-build-isolation -e '.[test,oracle,judge,train,triton,bench,onnx,rtx]'
 	@touch $@ $(VENV)/.stamp-install
 
 # Triton 3.6.0 for older stacks. All else, PyTorch above all, is that of .venv, whose packages come behind its own.
@@ -132,6 +133,9 @@ bench-cpu: $(VENV)/.stamp-test
 
 gpu-report: $(VENV)/.stamp-test
 	@$(BIN)/python -m benchmarks.gpu_report $(BENCH_ARGS)
+
+compile-report: $(VENV)/.stamp-test
+	@$(BIN)/python -m benchmarks.compile_report --case wan-1.3b --out benchmarks/reports/compile.md $(BENCH_ARGS)
 
 clean:
 	@rm -rf build demo.mp4 .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -219,8 +219,9 @@ def references_only(wanted: bool = True) -> Iterator[None]:
 
 
 def wants_references() -> bool:
-    """Whether this is inside :func:`references_only`."""
-    return _REFERENCES_ONLY.get()
+    """Whether this is inside :func:`references_only`; never so to a graph that is being compiled, which would break
+    here: its nodes choose when it is run, and then among references only."""
+    return not torch.compiler.is_compiling() and _REFERENCES_ONLY.get()
 
 
 def _wants_grad(tensors: Sequence[Tensor]) -> bool:

@@ -9,10 +9,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from glimt.compile.record import Build as Build
+    from glimt.compile.spec import CompileSpec as CompileSpec
     from glimt.config import EngineConfig as EngineConfig
     from glimt.engine import Engine as Engine
     from glimt.errors import CheckpointError as CheckpointError
+    from glimt.errors import CompileError as CompileError
     from glimt.errors import GlimtError as GlimtError
+    from glimt.errors import KeyMismatchError as KeyMismatchError
     from glimt.errors import MemoryBudgetError as MemoryBudgetError
     from glimt.errors import MissingDependencyError as MissingDependencyError
     from glimt.errors import NonFiniteError as NonFiniteError
@@ -30,6 +34,8 @@ if TYPE_CHECKING:
 _HOME = {
     "Engine": "glimt.engine",
     "EngineConfig": "glimt.config",
+    "CompileSpec": "glimt.compile.spec",
+    "Build": "glimt.compile.record",
     "GenerateRequest": "glimt.request",
     "GenerationPlan": "glimt.plan",
     "StageEvent": "glimt.pipeline",
@@ -41,6 +47,8 @@ _HOME = {
     "GlimtError": "glimt.errors",
     "RequestError": "glimt.errors",
     "CheckpointError": "glimt.errors",
+    "CompileError": "glimt.errors",
+    "KeyMismatchError": "glimt.errors",
     "MemoryBudgetError": "glimt.errors",
     "NonFiniteError": "glimt.errors",
     "OutputError": "glimt.errors",

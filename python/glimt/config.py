@@ -12,7 +12,7 @@ from glimt.suggest import checked_keywords, did_you_mean
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 PRECISIONS = ("full", "int8", "fp8")
-BACKENDS = ("eager",)
+BACKENDS = ("eager", "inductor", "tensorrt", "tensorrt-rtx")
 QUALITIES = ("exact", "equivalent", "lossy")
 
 
@@ -26,7 +26,10 @@ class EngineConfig:
         dtype: arithmetic of the networks. ``auto`` is float32 on a CPU and bfloat16 on CUDA; latents stay float32.
         precision: ``full``, or ``int8`` or ``fp8``: the transformers' products and self-attention on eight-bit numbers
             with scales, their weights in half the memory. Class lossy, so it wants ``quality="lossy"``.
-        backend: how modules are run.
+        backend: how the transformer is run: ``eager``; ``inductor``, PyTorch's compiler on its blocks, when they are
+            first called; or what was built of it (:meth:`glimt.Engine.compile`) by ``tensorrt`` or ``tensorrt-rtx``,
+            which find it by its key or say in what it differs.
+        engines: folder of what was compiled; ``None`` is the user's cache (``~/.cache/glimt/engines``).
         quality: the loosest class of optimization allowed: ``exact`` (the bits of PyTorch's own operations in their
             plain form: nothing fused, folded or reordered), ``equivalent`` (within the numerics budget) or ``lossy``
             (may change the picture: allows ``precision``, and requests with ``decoder="tiny"``, and runs all else as
@@ -52,6 +55,7 @@ class EngineConfig:
     offline: bool | None = None
     allow_pickle: bool = False
     tiny_decoder: str | None = None
+    engines: str | None = None
 
     def __post_init__(self) -> None:
         problems = [problem for problem in self._problems() if problem]
@@ -82,6 +86,8 @@ class EngineConfig:
             "" if self.offline is None else _check_flag("offline", self.offline),
             _check_flag("allow_pickle", self.allow_pickle),
             _check_path("tiny_decoder", self.tiny_decoder),
+            _check_path("engines", self.engines),
+            _check_together(self.backend, self.precision, self.quality),
         ]
 
 
@@ -106,6 +112,18 @@ def _check_lossy(precision: str, quality: str) -> str:
         f"precision: {precision!r} changes the picture (class lossy), and quality is {quality!r}; "
         "use quality='lossy', or precision='full'"
     )
+
+
+def _check_together(backend: str, precision: str, quality: str) -> str:
+    if backend == "eager" or backend not in BACKENDS:
+        return ""
+    if quality == "exact":
+        return (
+            f"backend: {backend!r} fuses and reorders (class equivalent), and quality is 'exact'; use backend='eager'"
+        )
+    if precision != "full" and precision in PRECISIONS:
+        return f"backend: {backend!r} has no precision {precision!r}; use backend='eager', or precision='full'"
+    return ""
 
 
 def _check_budget(value: object) -> str:

@@ -15,7 +15,7 @@ bits it gives alone.
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -25,9 +25,12 @@ import numpy as np
 from torch import Tensor
 
 from glimt.check import check_clip, check_decoder, latent_grid
+from glimt.compile.record import Build, BuiltEngine
+from glimt.compile.spec import TARGETS, CompileSpec
 from glimt.config import EngineConfig
 from glimt.errors import GlimtError, RequestError
 from glimt.models.zoo import BUNDLED, ModelCard
+from glimt.pipeline.compiling import compiled, require_engines
 from glimt.pipeline.components import Components
 from glimt.pipeline.decode import decoded
 from glimt.pipeline.encode import encode
@@ -78,6 +81,8 @@ class Engine:
         Raises:
             RequestError: unknown or bad settings, a device that is not there.
             CheckpointError: no such model, or everything that is wrong with it.
+            KeyMismatchError: the backend runs TRT engines, and none was built for this: names what differs.
+            CompileError: it has been built and cannot be run here. It is never run eagerly instead.
         """
         engine = cls.open(model, config, base=base, **overrides)
         engine.preload()
@@ -98,12 +103,15 @@ class Engine:
         if settings.tiny_decoder is not None:
             folder = with_tiny(folder, Path(settings.tiny_decoder).expanduser(), allow_pickle=settings.allow_pickle)
         planner = Planner.of(folder, settings)
+        if settings.backend in TARGETS:
+            require_engines(planner)
         made = Components(
             folder,
             planner.device,
             planner.dtype,
             allow_pickle=settings.allow_pickle,
             precision=settings.precision,
+            backend=settings.backend,
         )
         return cls(planner, made)
 
@@ -260,6 +268,22 @@ class Engine:
         """
         plan = self.plan(request)
         return self._provenance(plan, plan.implementations).record(variant)
+
+    def compiling(self, spec: CompileSpec) -> Iterator[BuiltEngine]:
+        """As :meth:`compile`, each TRT engine as it is made, which may take minutes."""
+        return compiled(self._planner, spec)
+
+    def compile(self, spec: CompileSpec) -> Build:
+        """TRT engines of the transformers, for other cards and on a machine without one as ``spec`` says.
+
+        They are kept in ``config.engines`` under their keys; what is there already is not made again. This engine
+        stays as it is: load another with the backend to run them.
+
+        Raises:
+            RequestError: sizes that this model does not have. MissingDependencyError: a package to compile with.
+            CompileError: a card that cannot be built for here, what the compiler had to say, a full disk.
+        """
+        return Build(spec, tuple(self.compiling(spec)))
 
     def close(self) -> None:
         """Let go of all components and embeddings. Runs under way go on; a later request loads anew."""

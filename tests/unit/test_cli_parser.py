@@ -25,7 +25,7 @@ def test_every_option_reaches_its_field():
     words = "--size 832x480 --frames 33 --fps 24000/1001 --steps 20 --guidance 4.5 --guidance-2 3 --seed 7 --variants 2"
     words += " --solver euler --shift 3 --image a.png --last-image b.png --device cpu --dtype float32 --quality exact"
     words += " --memory-budget 4GiB --offline --strict --allow-pickle -o o.mp4"
-    words += " --tiny-decoder t.safetensors --decoder tiny --preview linear"
+    words += " --tiny-decoder t.safetensors --decoder tiny --preview linear --backend eager --engines e"
     typed = words.split()
     namespace = parser.parse(["generate", "a red ball", "--negative", "blur, text", *typed])
     assert generate_request(namespace, preview_every=3) == GenerateRequest(
@@ -57,6 +57,8 @@ def test_every_option_reaches_its_field():
         strict=True,
         allow_pickle=True,
         tiny_decoder="t.safetensors",
+        backend="eager",
+        engines="e",
     )
 
 

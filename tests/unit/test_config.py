@@ -48,6 +48,7 @@ def test_every_bad_value_is_reported_at_once() -> None:
         "offline": "no",
         "allow_pickle": None,
         "tiny_decoder": "",
+        "engines": 5,
         "nonsense": 1,
     }
     with pytest.raises(RequestError) as caught:

@@ -108,7 +108,9 @@ _OPTIONS = {
     **{name: f"--{name.replace('_', '-')}" for name in ("fps", "crf", "seed", "solver", "shift", "image")},
     **{name: f"--{name.replace('_', '-')}" for name in ("op", "shapes", "repeats", "out", "provider_file")},
     **{name: f"--{name.replace('_', '-')}" for name in ("last_image", "preview_every", "device", "dtype")},
-    **{name: f"--{name}" for name in ("precision", "quality")},
+    **{name: f"--{name}" for name in ("precision", "quality", "backend", "engines")},
+    "buckets": "--bucket",
+    "targets": "--target",
     **{name: f"--{name.replace('_', '-')}" for name in ("preview", "decoder", "tiny_decoder")},
 }
 

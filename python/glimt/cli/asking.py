@@ -104,6 +104,8 @@ def engine_config(namespace: argparse.Namespace, recorded: dict[str, Any] | None
         "dtype": namespace.dtype,
         "precision": namespace.precision,
         "quality": namespace.quality,
+        "backend": namespace.backend,
+        "engines": namespace.engines,
         "memory_budget_bytes": namespace.memory_budget,
         "offline": namespace.offline,
         "strict": namespace.strict,

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
-from glimt.cli import values
+from glimt.cli import compile_options, values
 from glimt.suggest import did_you_mean
 
 COMMANDS = {
@@ -24,6 +24,8 @@ COMMANDS = {
     "info": "list versions, devices and every implementation of every operation",
     "reproduce": "make the frames of a video again from the record in the file, and compare",
     "tune": "time the implementations of every operation on this machine and keep the fastest",
+    "compile": "build TRT engines of a model, for any of the cards, on any machine",
+    "engines": "list, show, verify or prune the TRT engines that were built",
     "bench": "time the kernels beside eager PyTorch and other libraries, correctness first",
 }
 _NEEDED = {
@@ -33,12 +35,14 @@ _NEEDED = {
     "what": "say what is to be timed: kernels",
     "decode file": "name a file of latents, as `glimt encode` writes it",
     "encode file": "name a video or a picture",
+    "bucket": "say for which sizes, as --bucket 832x480x81",
+    "target": "say for which cards, as --target sm_89,sm_120",
     "encode output": "say where the latents go, as -o clip.safetensors",
 }
 _NEGATIVE = re.compile(r"-\.?\d")  # how a value begins that is no option, though it has a minus sign
 _EPILOG = """\
-exit codes: 0 done; 1 the frames differ (reproduce), or a fault in glimt; 2 the request cannot be met;
-            130 interrupted (unfinished files are removed)"""
+exit codes: 0 done; 1 the frames differ (reproduce), an engine is damaged (engines verify), or a fault in
+            glimt; 2 the request cannot be met; 130 interrupted (unfinished files are removed)"""
 
 
 class UsageError(Exception):
@@ -130,6 +134,8 @@ def build() -> tuple[Parser, dict[str, Parser]]:
         made[name].add_argument("-q", "--quiet", action="store_true", help="no progress; notes and errors only")
     _add_bench(made["bench"])
     _add_tune(made["tune"])
+    compile_options.add_compile(made["compile"])
+    compile_options.add_engines(made["engines"])
     for command in made.values():
         command.add_argument("--json", action="store_true", help="print one JSON object on standard output")
     return parser, made
@@ -165,7 +171,7 @@ def _add_bench(parser: Parser) -> None:
     add(
         "--op",
         type=names,
-        action=_Gather,
+        action=values.Gather,
         default=(),
         metavar="A,B",
         help="only these ops, or workloads as attention/cross",
@@ -173,7 +179,7 @@ def _add_bench(parser: Parser) -> None:
     add(
         "--shapes",
         type=names,
-        action=_Gather,
+        action=values.Gather,
         default=(),
         metavar="A,B",
         help="wan-1.3b-480p, ...; default: all on a GPU, tiny on a CPU",
@@ -181,7 +187,7 @@ def _add_bench(parser: Parser) -> None:
     add(
         "--providers",
         type=names,
-        action=_Gather,
+        action=values.Gather,
         default=(),
         metavar="A,B",
         help="eager,compile,sdpa,cudnn,triton,...; default: all here",
@@ -189,7 +195,7 @@ def _add_bench(parser: Parser) -> None:
     add(
         "--lossy",
         type=names,
-        action=_Gather,
+        action=values.Gather,
         default=(),
         metavar="A,B",
         help="providers that are timed though they are less exact",
@@ -216,7 +222,7 @@ def _add_tune(parser: Parser) -> None:
     add(
         "--shapes",
         type=names,
-        action=_Gather,
+        action=values.Gather,
         default=(),
         metavar="A,B",
         help="at these shapes instead: wan-1.3b-480p, ...",
@@ -224,7 +230,7 @@ def _add_tune(parser: Parser) -> None:
     add(
         "--op",
         type=names,
-        action=_Gather,
+        action=values.Gather,
         default=(),
         metavar="A,B",
         help="only these ops, or workloads as attention/cross",
@@ -239,15 +245,6 @@ def _add_tune(parser: Parser) -> None:
         help="timed calls at most; default 20",
     )
     add("--offline", action="store_true", default=None, help="never touch the network")
-
-
-class _Gather(argparse.Action):
-    """Options that may be given several times, each with several values: all count."""
-
-    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, found: Any, *_: Any) -> None:
-        before = getattr(namespace, self.dest)
-        wrong = [one for one in (before, found) if isinstance(one, values.Invalid)]
-        setattr(namespace, self.dest, wrong[0] if wrong else (*before, *found))
 
 
 class _Version(argparse.Action):
@@ -324,6 +321,8 @@ def _add_engine(parser: Parser, *, reproduces: bool) -> None:
     group.add_argument(
         "--quality", metavar="CLASS", help=f"loosest optimizations allowed: exact, equivalent or lossy{recorded}"
     )
+    group.add_argument("--backend", metavar="NAME", help=f"eager, inductor, tensorrt or tensorrt-rtx{recorded}")
+    group.add_argument("--engines", metavar="DIR", help="where TRT engines are; default: the user's cache")
     group.add_argument(
         "--memory-budget", type=values.lenient(values.byte_count), metavar="4GiB", help="never plan to need more"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 import re
 from collections.abc import Callable
@@ -37,6 +38,15 @@ def lenient(convert: Callable[[str], Any]) -> Callable[[str], Any]:
             return Invalid(str(error))
 
     return read
+
+
+class Gather(argparse.Action):
+    """Options that may be given several times, each with several values: all count."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, found: Any, *_: Any) -> None:
+        before = getattr(namespace, self.dest) or ()
+        wrong = [one for one in (before, found) if isinstance(one, Invalid)]
+        setattr(namespace, self.dest, wrong[0] if wrong else (*before, *found))
 
 
 def whole_number(text: str) -> int:
@@ -82,6 +92,19 @@ def size(text: str) -> Size:
     if not match:
         raise ValueError(f"{text!r} is not a size; write WIDTHxHEIGHT, as 832x480")
     return Size(int(match[1]), int(match[2]))
+
+
+def bucket(text: str) -> tuple[tuple[int, int, int], ...]:
+    """``WIDTHxHEIGHTxFRAMES`` or several with commas between them, each as (height, width, frames)."""
+    found = []
+    for part in text.split(","):
+        side, _, frames = re.sub(r"[X*\u00d7]", "x", part.strip()).rpartition("x")
+        try:
+            width, height = size(side)
+            found.append((height, width, whole_number(frames)))
+        except ValueError:
+            raise ValueError(f"{part!r} is not a size of clip; write WIDTHxHEIGHTxFRAMES, as 832x480x81") from None
+    return tuple(found)
 
 
 def names(text: str) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import logging
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -73,13 +74,17 @@ def export(graph: Graph, folder: Path) -> ExportedGraph:
         CompileError: the model cannot be exported in this form, or the folder not be written.
         MissingDependencyError: without ``glimt[onnx]``.
     """
+    return ExportedGraph(write_artifact(folder, partial(write_graph, graph)))
+
+
+def write_graph(graph: Graph, folder: Path) -> tuple[GraphKey, dict[str, Any]]:
+    """The two files of ``graph`` into a folder that is being made; their key and what else there is to say of them.
+
+    Raises as :func:`export`.
+    """
     if graph.precision not in PRECISIONS:
         raise CompileError(f"graphs are of fp32, fp16 or bf16; the model's products are in {graph.precision}")
     import_onnx()
-    return ExportedGraph(write_artifact(folder, partial(_fill, graph)))
-
-
-def _fill(graph: Graph, folder: Path) -> tuple[Key, dict[str, Any]]:
     model = _tidy(_trace(graph), graph)
     with (folder / WEIGHTS_FILE).open("wb") as stream:
         weights = _write_weights(model, set(graph.module.state_dict()), stream)
@@ -91,7 +96,7 @@ def _fill(graph: Graph, folder: Path) -> tuple[Key, dict[str, Any]]:
         precision=PRECISIONS[graph.precision],
         graph=hashlib.sha256(content).hexdigest(),
         weights=weights,
-        exporter=_exporter(),
+        exporter=exporter_versions(),
     )
     nodes = Counter(node.op_type for node in model.graph if node.domain == DOMAIN)
     return key, {
@@ -106,7 +111,9 @@ def open_graph(folder: Path) -> ExportedGraph:
     return ExportedGraph(read_artifact(folder))
 
 
-def _exporter() -> dict[str, str]:
+def exporter_versions() -> dict[str, str]:
+    """What besides glimt's own sources makes a graph what it is."""
+    import_onnx()
     import onnx_ir
     import onnxscript
 
@@ -119,7 +126,7 @@ def _exporter() -> dict[str, str]:
 def _trace(graph: Graph) -> Any:
     """The ``onnx_ir.Model`` as PyTorch writes it."""
     axes = {dim.name: Dim(dim.name, min=1) for port in graph.inputs for dim in port.dims if isinstance(dim, Axis)}
-    with torch.no_grad(), warnings.catch_warnings(), _own_errors(graph):
+    with torch.no_grad(), warnings.catch_warnings(), _own_errors(graph), _no_talk():
         warnings.simplefilter("ignore")  # of the exporter about its own future
         program = torch.onnx.export(
             graph.module,
@@ -135,6 +142,18 @@ def _trace(graph: Graph) -> Any:
         )
     assert program is not None
     return program.model
+
+
+@contextmanager
+def _no_talk() -> Iterator[None]:
+    """PyTorch logs for each package that it could also export and that is not here."""
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 @contextmanager

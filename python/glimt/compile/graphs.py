@@ -117,7 +117,9 @@ class TransformerGraph:
         self.inputs = self._inputs(batch, batch * prompts, Axis("t") if timesteps == "frame" else 1)
         patch = zip(model.config.patch_size, "tyx", strict=True)
         video = tuple(Axis(name, factor) for factor, name in patch)
-        self.outputs = (Port("velocity", self.precision, (batch * prompts, model.config.out_channels, *video)),)
+        self.outputs: tuple[Port, ...] = (
+            Port("velocity", self.precision, (batch * prompts, model.config.out_channels, *video)),
+        )
 
     @property
     def module(self) -> nn.Module:

@@ -72,9 +72,17 @@ class Components:
     """The components of one checkpoint on one device in one dtype."""
 
     def __init__(
-        self, folder: CheckpointFolder, device: str, dtype: str, *, allow_pickle: bool = False, precision: str = "full"
+        self,
+        folder: CheckpointFolder,
+        device: str,
+        dtype: str,
+        *,
+        allow_pickle: bool = False,
+        precision: str = "full",
+        backend: str = "eager",
     ) -> None:
         self._folder, self._device, self._allow_pickle, self._precision = folder, device, allow_pickle, precision
+        self._backend = backend
         self._dtype: torch.dtype = getattr(torch, dtype)
         self._held: dict[str, Any] = {}
         self._sound: set[str] = set()  # components whose every value was looked at, as loading does
@@ -159,6 +167,10 @@ class Components:
             name, self._device, self._dtype, allow_pickle=self._allow_pickle, precision=self._precision
         )
         self._sound.add(name)
+        if self._backend == "inductor" and name in EXPERTS:
+            from glimt.compile.backends.inductor import compile_blocks
+
+            compile_blocks(cast(WanTransformer, module))
         return module
 
     def _load_text_encoder(self) -> TextEncoder:

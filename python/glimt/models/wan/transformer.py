@@ -125,12 +125,15 @@ class SelfAttention(Attention):
         return attention_8bit_levels(*levels, *values, dtype=q.dtype).flatten(2)
 
     def project(self, x: Tensor | Rows) -> tuple[Tensor, ...]:
-        """Queries, keys and values ``[B, N, D]``: in one product where :meth:`fuse` has laid the weights together."""
+        """Queries, keys and values ``[B, N, D]``: in one product where :meth:`fuse` has laid the weights together.
+
+        A graph that is compiled or exported has three: where its weights lie is not for it to know.
+        """
         if self.to_qkv is not None:
             return self.to_qkv(x).chunk(3, dim=-1)
         assert isinstance(x, Tensor)
         layers = (self.to_q, self.to_k, self.to_v)
-        if fuses(x):
+        if fuses(x) and not torch.compiler.is_compiling():
             weight, bias = (_together([getattr(layer, name) for layer in layers]) for name in ("weight", "bias"))
             if weight is not None and bias is not None:
                 return linear(x, weight, bias).chunk(3, dim=-1)
