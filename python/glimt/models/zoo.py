@@ -89,7 +89,7 @@ _720P = (720, 1280, 81, 16.0)
 
 # Sources: the model cards on the Hub, Wan's `generate.py` and config modules, FastVideo's scripts.
 KNOWN: dict[str, Defaults] = {
-    BUNDLED: Defaults(96, 96, 33, 12.0, 20, 3.0),
+    BUNDLED: Defaults(96, 96, 33, 12.0, 20, 4.5),
     "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": Defaults(*_480P, 50, 5.0, shift=3.0),
     "Wan-AI/Wan2.1-T2V-14B-Diffusers": Defaults(*_720P, 50, 5.0, shift=5.0),
     "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers": Defaults(*_480P, 50, 5.0, shift=3.0),

@@ -22,7 +22,7 @@ def eager(
     eps: float,
     per_head: bool,
     pairs: str,
-    order: Tensor | None,
+    order: None = None,
 ) -> tuple[Tensor, Tensor]:
     """As Diffusers' Wan attention: RMS norm in the working dtype's own way, then the rotation in float32."""
     return _one(q, q_weight, cos, sin, eps), _one(k, k_weight, cos, sin, eps)
