@@ -165,7 +165,7 @@ def _rms_norm(dtype: str, heads: int, head_dim: int) -> Form:
 def _qk_norm_rope(dtype: str, heads: int, head_dim: int) -> Form:
     width, case = heads * head_dim, f"{dtype}-{heads}x{head_dim}"
     own = dict.fromkeys(("q", "k", "q_out", "k_out", "q_weight", "k_weight"), f"*{dtype}")
-    build = _retyped(rope.build(heads, head_dim, rope.WAN), case, **own)
+    build = _retyped(rope.build(heads, head_dim, rope.WAN), case, order="*fp32", **own)
     axes: tuple[Axis, ...] = ("B", "N", heads, head_dim)
     tensors = ("q", "k", "q_weight", "k_weight", "cos", "sin", "q_out", "k_out")
     steps = {"sample": f"N * {width}", "token": f"{width}", "head": f"{head_dim}"}
