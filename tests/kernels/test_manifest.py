@@ -134,7 +134,10 @@ def test_a_tensors_type_is_that_of_the_pointer_to_it() -> None:
             if a.kind == "tensor" and a.name in dtypes:
                 assert (a.source, a.type) == (a.name, f"*{dtypes[a.name]}"), (form.kernel.op, a)
             elif a.kind == "tensor":
-                assert a.name in ("residual", "gate", "stream", "row_scales", "bias", "lse"), (form.kernel.op, a)
+                assert a.name in ("residual", "order", "gate", "stream", "row_scales", "bias", "lse"), (
+                    form.kernel.op,
+                    a,
+                )
 
 
 def test_what_a_kernel_does_not_take() -> None:

@@ -49,7 +49,7 @@ def _fake(x: Tensor, folded: Tensor, bias: Tensor | None = None) -> Tensor:
     return empty((b, folded.shape[0] // 4, f, 2 * h, 2 * w), x)
 
 
-def _sizes(x: Tensor, folded: Tensor, bias: Tensor | None) -> tuple[int, ...]:
+def _sizes(x: Tensor, folded: Tensor, *rest: object) -> tuple[int, ...]:
     return Call(folded.shape[0] // 4, int(not x.numel()))
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import chain, repeat
+from textwrap import wrap
 from typing import Any
 
 from glimt.errors import MemoryBudgetError
@@ -234,7 +236,7 @@ def _lines(plan: GenerationPlan) -> list[str]:
         ("runs as", f"{plan.dtype} on {plan.device}, backend {plan.backend}, quality {plan.quality}"),
         *([("preview", str(plan.preview))] if plan.preview is not None else []),
         ("decoding", plan.decoding),
-        ("ops", ", ".join(f"{choice.op} {choice.impl}" for choice in plan.ops)),
+        *zip(chain(["ops"], repeat("")), wrap(", ".join(f"{op.op} {op.impl}" for op in plan.ops), 110), strict=False),
     ]
     return [f"{name:<10}{text}" for name, text in rows]
 

@@ -56,7 +56,7 @@ def _workload(name: str, shape: Shape, dtype: torch.dtype, device: torch.device,
     return Workload(
         op="qk_norm_rope_8bit",
         shape=name,
-        args=(*wide.args, eight, BLOCK, factor, None, None),
+        args=(*wide.args[:9], eight, BLOCK, factor, None, None),
         eager=eager,
         flops=26 * q.numel(),
         num_bytes=2 * (q.nbytes + q.numel()) + 8 * shape.heads * math.ceil(shape.tokens / BLOCK),
