@@ -149,7 +149,7 @@ def flow_loss(off: Tensor, known: Tensor, things: Tensor, *, change: float, firs
 
     Whatever positive form of the error is taken, the conditional mean is what makes it least. The second part is for
     what differs between a clip's frames: of a ball that spins a twelfth of the latents' energy, the rest being the same
-    in every frame; without it nothing was learned of the word in the time two cores have.
+    in every frame. (It came together with the lessons; what each did alone was not measured.)
 
     Args:
         off: error of the velocity, ``[B, C, f, h, w]``; ``known``: bool ``[B, f]``; ``things``: bool ``[B, f, h, w]``.

@@ -40,6 +40,7 @@ class LatentStore:
         self.scenes: list[Scene] = []
         self.latents: list[Tensor] = []
         self.things: list[Tensor] = []
+        self.standing: list[bool] = []
         self._next = 0
 
     def __len__(self) -> int:
@@ -65,8 +66,10 @@ class LatentStore:
             self.scenes.append(scene)
             self.latents.append(latent)
             self.things.append(things)
+            self.standing.append(stands(scene))
             return
         self.scenes[self._next], self.latents[self._next], self.things[self._next] = scene, latent, things
+        self.standing[self._next] = stands(scene)
         self._next = (self._next + 1) % self.capacity
 
     def draw(
@@ -76,7 +79,7 @@ class LatentStore:
 
         ``standing``: of scenes in which things stand. Else of all, those about as often as the world draws them.
         """
-        still = np.array([stands(scene) for scene in self.scenes])
+        still = np.array(self.standing)
         odds = still.astype(float) if standing else np.where(still, 0.2, 1.0)
         rows = rng.choice(len(self.latents), size=count, p=odds / odds.sum())
         clips, things = (torch.stack([kept[r] for r in rows]) for kept in (self.latents, self.things))

@@ -125,10 +125,8 @@ class SelfAttention(Attention):
         return attention_8bit_levels(*levels, *values, dtype=q.dtype).flatten(2)
 
     def project(self, x: Tensor | Rows) -> tuple[Tensor, ...]:
-        """Queries, keys and values ``[B, N, D]``: in one product where :meth:`fuse` has laid the weights together.
-
-        A graph that is compiled or exported has three: where its weights lie is not for it to know.
-        """
+        """Queries, keys and values ``[B, N, D]``: in one product where :meth:`fuse` has laid the weights together."""
+        # A graph that is compiled or exported has three: where its weights lie is not for it to know.
         if self.to_qkv is not None:
             return self.to_qkv(x).chunk(3, dim=-1)
         assert isinstance(x, Tensor)
